@@ -1,0 +1,141 @@
+"""Images to pixels and predictions to masks: the one transform of teacher and students."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.auto import AutoImageProcessor
+from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
+
+from .configuration_efficientsam3 import (
+    EfficientSam3Config,
+    EfficientSam3TrackerConfig,
+    EfficientSam3VisionConfig,
+)
+
+# Masks resized at a time: bounds memory where hundreds of instances meet a large photograph.
+MASKS_AT_ONCE = 16
+
+
+class EfficientSam3ImageProcessor(Sam3ImageProcessor):
+    """SAM 3's transform: squash to a square, scale to [-1, 1].
+
+    Grey images become RGB, transparent ones are laid over white, 16-bit ones are scaled to 8 bits,
+    and values that are not finite are an error.
+    """
+
+    def process_image(
+        self,
+        image,
+        do_convert_rgb: bool | None = None,
+        input_data_format=None,
+        device=None,
+        **kwargs,
+    ) -> Tensor:
+        """One image of any kind to channels first."""
+        if do_convert_rgb:  # not for segmentation maps, whose values are labels
+            image = to_eight_bits(image)
+        image = super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
+        if do_convert_rgb and image.is_floating_point() and not bool(image.isfinite().all()):
+            raise ValueError("An image holds NaN or infinite pixels; repair or leave it out.")
+        if min(image.shape[-2:]) == 0:
+            raise ValueError(f"An image of {image.shape[-2]} x {image.shape[-1]} pixels is empty.")
+        return image
+
+    def post_process_instance_segmentation(
+        self,
+        outputs,
+        threshold: float = 0.3,
+        mask_threshold: float = 0.5,
+        target_sizes: list[tuple[int, int]] | Tensor | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Instances of each prompt, with boolean masks.
+
+        Logits are resized before the sigmoid, as Meta's code does; `Sam3ImageProcessor` resizes
+        probabilities, which erodes thin parts.
+
+        Args:
+            outputs: What the concept model returned.
+            threshold: Keep instances whose score, presence included, lies above.
+            mask_threshold: Probability above which a pixel belongs to a mask.
+            target_sizes: (height, width) for each prompt; None leaves masks as the model made them
+                and boxes in [0, 1].
+        """
+        scores = outputs.pred_logits.sigmoid()
+        if outputs.presence_logits is not None:
+            scores = scores * outputs.presence_logits.sigmoid()
+        sizes = self.check_target_sizes(target_sizes, len(scores))
+        results = []
+        for index, size in enumerate(sizes):
+            keep = scores[index] > threshold
+            boxes = outputs.pred_boxes[index][keep]
+            masks = outputs.pred_masks[index][keep]
+            if size is not None:
+                height, width = size
+                boxes = boxes * boxes.new_tensor([width, height, width, height])
+            results.append(
+                {
+                    "scores": scores[index][keep],
+                    "boxes": boxes,
+                    "masks": resize_masks(masks, size, mask_threshold),
+                }
+            )
+        return results
+
+    @staticmethod
+    def check_target_sizes(
+        target_sizes: list[tuple[int, int]] | Tensor | None, count: int
+    ) -> Sequence[tuple[int, int] | None]:
+        """One (height, width), or None, for each of `count` predictions."""
+        if target_sizes is None:
+            return [None] * count
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        if len(sizes) != count:
+            raise ValueError(
+                f"{len(sizes)} target sizes do not fit {count} predictions: give one (height, "
+                "width) for each prompt. The processor returns them as original_sizes."
+            )
+        return sizes
+
+
+def to_eight_bits(image):
+    """Scale 16-bit values, and booleans, to what 8 bits hold; leave anything else as it is.
+
+    >>> to_eight_bits(np.array([[65535]], dtype=np.uint16))
+    array([[255]], dtype=uint8)
+    """
+    if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
+        image = np.array(image)  # 16 or 32 bits a pixel: PIL would clip them to white
+    if isinstance(image, Tensor):
+        if image.dtype == torch.bool:
+            return image.to(torch.uint8) * 255
+        wide = not image.is_floating_point() and image.dtype != torch.uint8
+        return (image.long() // 257).to(torch.uint8) if wide and image.max() > 255 else image
+    if isinstance(image, np.ndarray):
+        if image.dtype == bool:
+            return image.astype(np.uint8) * 255
+        wide = np.issubdtype(image.dtype, np.integer) and image.dtype != np.uint8
+        if wide:
+            return (image // 257 if image.max() > 255 else image).astype(np.uint8)
+    return image
+
+
+def resize_masks(logits: Tensor, size: tuple[int, int] | None, threshold: float) -> Tensor:
+    """Mask logits (count, height, width) to booleans of the given (height, width)."""
+    if size is None:
+        return logits.sigmoid() > threshold
+    masks = logits.new_zeros((len(logits), *size), dtype=torch.bool)
+    for start in range(0, len(logits), MASKS_AT_ONCE):
+        some = logits[None, start : start + MASKS_AT_ONCE].float()
+        resized = F.interpolate(some, size, mode="bilinear", align_corners=False)[0]
+        masks[start : start + MASKS_AT_ONCE] = resized.sigmoid() > threshold
+    return masks
+
+
+for _configuration in (EfficientSam3Config, EfficientSam3TrackerConfig, EfficientSam3VisionConfig):
+    AutoImageProcessor.register(
+        _configuration, fast_image_processor_class=EfficientSam3ImageProcessor, exist_ok=True
+    )

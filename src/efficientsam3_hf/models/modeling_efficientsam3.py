@@ -1,0 +1,390 @@
+"""The concept model: phrases, exemplar boxes and points to every instance in an image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto import AutoModel
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3DetrDecoder,
+    Sam3DetrEncoder,
+    Sam3DotProductScoring,
+    Sam3ImageSegmentationOutput,
+    Sam3MaskDecoder,
+    Sam3SinePositionEmbedding,
+    Sam3VisionEncoderOutput,
+    box_cxcywh_to_xyxy,
+    inverse_sigmoid,
+)
+from transformers.utils import logging
+
+from .checkpoint_layout import StrictLoadingMixin
+from .configuration_efficientsam3 import EfficientSam3Config
+from .from_teacher import FromTeacherMixin
+from .geometry_encoder import EfficientSam3GeometryEncoder
+from .modeling_efficientsam3_text import EfficientSam3TextModel
+from .modeling_efficientsam3_vision import EfficientSam3VisionModel
+
+logger = logging.get_logger(__name__)
+
+TextFeatures = Tensor | Mapping[str, Tensor]
+VisionFeatures = Sam3VisionEncoderOutput | Sequence[Tensor]
+
+
+@dataclass
+class EfficientSam3TextOutput(BaseModelOutputWithPooling):
+    """Features of phrases, to be kept and used with any number of images.
+
+    Args:
+        pooler_output: Token features (prompts, length, channels) in the width of the detector.
+        attention_mask: (prompts, length), 0 where a token is padding; None where nothing is.
+    """
+
+    attention_mask: Tensor | None = None
+
+
+class EfficientSam3MaskDecoder(Sam3MaskDecoder):
+    """SAM 3's mask decoder without its copies of the pyramid."""
+
+    def _embed_pixels(
+        self, backbone_features: list[Tensor], encoder_hidden_states: Tensor
+    ) -> Tensor:
+        *finer_levels, coarsest = backbone_features
+        height, width = coarsest.shape[-2:]
+        encoded = encoder_hidden_states[:, : height * width].transpose(1, 2)
+        return self.pixel_decoder([*finer_levels, encoded.unflatten(2, (height, width))])
+
+
+class EfficientSam3PreTrainedModel(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
+    """What the image models share: strict loading, and starting from a teacher."""
+
+    config: EfficientSam3Config
+    config_class = EfficientSam3Config
+    base_model_prefix = "detector_model"
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+
+class EfficientSam3Model(EfficientSam3PreTrainedModel):
+    """Concept segmentation in images; takes and returns what `Sam3Model` does, and more.
+
+    One call may hold several prompts for one image. `image_indices` says which image each prompt is
+    about; the vision encoder runs once for each image.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^tracker_model\.", r"^tracker_neck\."]
+
+    def __init__(self, config: EfficientSam3Config):
+        super().__init__(config)
+        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.text_encoder = build_text_encoder(config.text_config)
+        detector_width = config.detr_encoder_config.hidden_size
+        self.text_projection = nn.Linear(config.text_config.hidden_size, detector_width)
+        # Not a PreTrainedModel, so that nothing else tells it which attention to use.
+        config.geometry_encoder_config._attn_implementation = config._attn_implementation
+        self.geometry_encoder = EfficientSam3GeometryEncoder(config.geometry_encoder_config)
+        self.detr_encoder = Sam3DetrEncoder(config.detr_encoder_config)
+        self.detr_decoder = Sam3DetrDecoder(config.detr_decoder_config)
+        self.mask_decoder = EfficientSam3MaskDecoder(config.mask_decoder_config)
+        self.dot_product_scoring = Sam3DotProductScoring(config)
+        self.position_encoding = Sam3SinePositionEmbedding(
+            num_position_features=detector_width // 2, normalize=True
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_encoder.set_input_embeddings(value)
+
+    def fuse(self) -> "EfficientSam3Model":
+        """Fold RepViT's parallel branches and batch norms, for inference and export."""
+        self.vision_encoder.fuse()
+        self.config.vision_config.backbone_config.fused = True
+        return self
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> EfficientSam3TextOutput:
+        """Features of phrases, one row a phrase; pass the result as `text_embeds`.
+
+        Args:
+            input_ids: (prompts, length) token ids.
+            attention_mask: (prompts, length), 0 where a token is padding.
+        """
+        # SAM 3's tower is causal: padding comes last, and no valid token ever sees it.
+        causal = self.config.text_config.model_type == "clip_text_model"
+        outputs = self.text_encoder(
+            input_ids, attention_mask=None if causal else attention_mask, **kwargs
+        )
+        return EfficientSam3TextOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.text_projection(outputs.last_hidden_state),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            attention_mask=attention_mask,
+        )
+
+    def get_vision_features(self, pixel_values: Tensor, **kwargs) -> Sam3VisionEncoderOutput:
+        """Pyramid of each image; pass the result as `vision_embeds`.
+
+        Args:
+            pixel_values: (images, 3, height, width) as the image processor makes them.
+        """
+        if self.config.vision_config.model_type == "sam3_vision_model":
+            check_vit_image_size(pixel_values, self.config.image_size)
+        return self.vision_encoder(pixel_values, **kwargs)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        vision_embeds: VisionFeatures | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        text_embeds: TextFeatures | None = None,
+        input_boxes: Tensor | None = None,
+        input_boxes_labels: Tensor | None = None,
+        input_points: Tensor | None = None,
+        input_points_labels: Tensor | None = None,
+        image_indices: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> Sam3ImageSegmentationOutput | tuple:
+        """Find every instance of each prompt.
+
+        Args:
+            pixel_values: (images, 3, height, width) as the image processor makes them.
+            vision_embeds: Instead of pixels: what `get_vision_features` returned, or its three
+                maps, finest first.
+            input_ids: (prompts, length) token ids of one phrase a prompt.
+            attention_mask: (prompts, length), 0 where a token is padding.
+            text_embeds: Instead of ids: what `get_text_features` returned, its items as a
+                dictionary, or its `pooler_output` alone, whose padding `attention_mask` tells.
+            input_boxes: (prompts, boxes, 4) exemplars as (cx, cy, w, h) in [0, 1].
+            input_boxes_labels: (prompts, boxes): 1 positive, 0 negative, -10 padding. None: all 1.
+            input_points: (prompts, points, 2) exemplars as (x, y) in [0, 1].
+            input_points_labels: (prompts, points), as for boxes.
+            image_indices: (prompts,) the image each prompt is about. None: one prompt an image in
+                order, or all prompts for a single image, or a single prompt for all images.
+        """
+        if (pixel_values is None) == (vision_embeds is None):
+            raise ValueError("You must specify exactly one of pixel_values or vision_embeds")
+        if (input_ids is None) == (text_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or text_embeds")
+
+        if vision_embeds is None:
+            vision_embeds = self.get_vision_features(pixel_values, **kwargs)
+        if text_embeds is None:
+            text_embeds = self.get_text_features(input_ids, attention_mask, **kwargs)
+        levels, positions, vision_outputs = self.unpack_vision(vision_embeds)
+        prompt, prompt_mask = self.unpack_text(text_embeds, attention_mask)
+        boxes, boxes_labels = check_exemplars("box", input_boxes, input_boxes_labels, 4)
+        points, points_labels = check_exemplars("point", input_points, input_points_labels, 2)
+
+        num_prompts = max(len(prompt), *(len(x) for x in (boxes, points) if x is not None), 1)
+        levels, position = select_images(levels, positions, image_indices, num_prompts)
+        num_prompts = len(position)
+        prompt, prompt_mask = repeat_prompt("phrase", num_prompts, prompt, prompt_mask)
+        if boxes is not None:
+            boxes, boxes_labels = repeat_prompt("box list", num_prompts, boxes, boxes_labels)
+        if points is not None:
+            points, points_labels = repeat_prompt("point list", num_prompts, points, points_labels)
+
+        if self.config.always_encode_geometry or boxes is not None or points is not None:
+            geometry, geometry_mask = self.geometry_encoder(
+                levels[-1], position, boxes, boxes_labels, points, points_labels
+            )
+            prompt = torch.cat([prompt, geometry], dim=1)
+            prompt_mask = torch.cat([prompt_mask, geometry_mask], dim=1)
+
+        output = self.detect(levels, position, prompt, prompt_mask, **kwargs)
+        output.vision_hidden_states = vision_outputs.hidden_states
+        output.vision_attentions = vision_outputs.attentions
+        return output.to_tuple() if return_dict is False else output
+
+    def detect(
+        self,
+        levels: Sequence[Tensor],
+        position: Tensor,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        **kwargs,
+    ) -> Sam3ImageSegmentationOutput:
+        """From features of image and prompt to instances.
+
+        Args:
+            levels: Three maps (prompts, channels, height, width), finest first.
+            position: Position encoding of the last of them.
+            prompt: Tokens (prompts, length, channels) of phrase and exemplars.
+            prompt_mask: (prompts, length), true where a token is valid.
+        """
+        encoded = self.detr_encoder(
+            vision_features=[levels[-1]],
+            text_features=prompt,
+            vision_pos_embeds=[position],
+            text_mask=prompt_mask,
+            **kwargs,
+        )
+        decoded = self.detr_decoder(
+            vision_features=encoded.last_hidden_state,
+            text_features=encoded.text_features,
+            vision_pos_encoding=encoded.pos_embeds_flattened,
+            text_mask=prompt_mask,
+            spatial_shapes=encoded.spatial_shapes,
+            **kwargs,
+        )
+        queries = decoded.intermediate_hidden_states[-1]
+        offsets = self.detr_decoder.box_head(queries)
+        boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes[-1]) + offsets).sigmoid()
+        logits = self.dot_product_scoring(queries[None], encoded.text_features, prompt_mask)
+        masks = self.mask_decoder(
+            decoder_queries=queries,
+            backbone_features=list(levels),
+            encoder_hidden_states=encoded.last_hidden_state,
+            prompt_features=prompt,
+            prompt_mask=prompt_mask,
+            **kwargs,
+        )
+        return Sam3ImageSegmentationOutput(
+            pred_masks=masks.pred_masks,
+            pred_boxes=box_cxcywh_to_xyxy(boxes_cxcywh),
+            pred_logits=logits[0, ..., 0],
+            presence_logits=decoded.presence_logits[-1],
+            semantic_seg=masks.semantic_seg,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_reference_boxes=decoded.reference_boxes,
+            encoder_hidden_states=encoded.hidden_states,
+            detr_encoder_attentions=encoded.attentions,
+            detr_decoder_attentions=decoded.attentions,
+            mask_decoder_attentions=masks.attentions,
+        )
+
+    def unpack_vision(
+        self, vision_embeds: VisionFeatures
+    ) -> tuple[list[Tensor], Tensor, Sam3VisionEncoderOutput]:
+        """Three maps, finest first, the position encoding of the last, and the output itself."""
+        if isinstance(vision_embeds, Tensor):
+            raise TypeError(
+                "vision_embeds must be the output of get_vision_features or its maps (finest "
+                "first), not a single tensor."
+            )
+        if not isinstance(vision_embeds, Sam3VisionEncoderOutput):
+            vision_embeds = Sam3VisionEncoderOutput(fpn_hidden_states=tuple(vision_embeds))
+        levels = list(vision_embeds.fpn_hidden_states[:3])
+        if vision_embeds.fpn_position_encoding is not None:
+            return levels, vision_embeds.fpn_position_encoding[2], vision_embeds
+        coarsest = levels[-1]
+        position = self.position_encoding(coarsest.shape, coarsest.device, torch.float32)
+        return levels, position.to(coarsest.dtype), vision_embeds
+
+    def unpack_text(
+        self, text_embeds: TextFeatures, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Token features, and which of them are valid."""
+        if isinstance(text_embeds, Mapping):
+            if attention_mask is None:
+                attention_mask = text_embeds.get("attention_mask")
+            text_embeds = text_embeds["pooler_output"]
+        width = self.text_projection.out_features
+        if text_embeds.ndim != 3 or text_embeds.shape[-1] != width:
+            raise ValueError(
+                f"text_embeds must be (prompts, length, {width}), as pooler_output of "
+                f"get_text_features is, not {tuple(text_embeds.shape)}."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones(text_embeds.shape[:2], device=text_embeds.device)
+        if attention_mask.shape != text_embeds.shape[:2]:
+            raise ValueError(
+                f"attention_mask {tuple(attention_mask.shape)} does not fit text features of "
+                f"{tuple(text_embeds.shape[:2])} tokens."
+            )
+        return text_embeds, attention_mask.bool()
+
+
+def build_vision_encoder(config) -> PreTrainedModel:
+    """The student's vision encoder, or any that transformers knows, such as SAM 3's."""
+    if config.model_type == "efficientsam3_vision":
+        return EfficientSam3VisionModel(config)
+    return AutoModel.from_config(config)
+
+
+def build_text_encoder(config) -> PreTrainedModel:
+    """A MobileCLIP tower, or SAM 3's own."""
+    if config.model_type == "efficientsam3_text":
+        return EfficientSam3TextModel(config)
+    if config.model_type == "clip_text_model":
+        return CLIPTextModelWithProjection(config)
+    return AutoModel.from_config(config)
+
+
+def check_vit_image_size(pixel_values: Tensor, image_size: int) -> None:
+    """Raise if the ViT, whose positions are laid out for one size, gets another."""
+    if tuple(pixel_values.shape[-2:]) != (image_size, image_size):
+        height, width = pixel_values.shape[-2:]
+        raise ValueError(
+            f"The ViT of this configuration takes {image_size} x {image_size}, not {height} x "
+            f"{width}. Load the model with image_size={height} (a multiple of 14), or resize."
+        )
+
+
+def check_exemplars(
+    kind: str, exemplars: Tensor | None, labels: Tensor | None, coordinates: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Boxes or points with labels that fit them, or None if there are none."""
+    if exemplars is None or exemplars.numel() == 0:
+        return None, None
+    if exemplars.ndim != 3 or exemplars.shape[-1] != coordinates:
+        raise ValueError(
+            f"Exemplars of kind {kind!r} must be (prompts, count, {coordinates}), not "
+            f"{tuple(exemplars.shape)}."
+        )
+    if labels is None:
+        labels = torch.ones(exemplars.shape[:2], dtype=torch.long, device=exemplars.device)
+    if labels.shape != exemplars.shape[:2]:
+        raise ValueError(
+            f"{kind} labels {tuple(labels.shape)} do not fit {tuple(exemplars.shape[:2])} of them."
+        )
+    return exemplars, labels
+
+
+def select_images(
+    levels: Sequence[Tensor], position: Tensor, image_indices: Tensor | None, num_prompts: int
+) -> tuple[list[Tensor], Tensor]:
+    """Maps and position encoding of the image that each prompt is about."""
+    num_images = len(levels[-1])
+    if image_indices is None:
+        if num_images == num_prompts or num_prompts == 1:
+            return list(levels), position
+        if num_images != 1:
+            raise ValueError(
+                f"{num_prompts} prompts do not fit {num_images} images. Pass image_indices to say "
+                "which image each prompt is about."
+            )
+        # Views: the maps of a single image are shared by all prompts.
+        return (
+            [level.expand(num_prompts, -1, -1, -1) for level in levels],
+            position.expand(num_prompts, -1, -1, -1),
+        )
+    if len(image_indices) < num_prompts:
+        raise ValueError(
+            f"image_indices names {len(image_indices)} images for {num_prompts} prompts."
+        )
+    return [level[image_indices] for level in levels], position[image_indices]
+
+
+def repeat_prompt(kind: str, count: int, *tensors: Tensor) -> list[Tensor]:
+    """Tensors of `count` prompts, a single prompt being repeated for all."""
+    given = len(tensors[0])
+    if given not in (1, count):
+        raise ValueError(f"{given} of kind {kind!r} do not fit {count} prompts: give 1 or {count}.")
+    return [tensor.expand(count, *tensor.shape[1:]) for tensor in tensors]
+
+
+AutoModel.register(EfficientSam3Config, EfficientSam3Model, exist_ok=True)

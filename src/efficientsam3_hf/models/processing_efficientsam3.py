@@ -1,0 +1,287 @@
+"""Images, phrases and exemplars to the inputs of the concept model, outputs to instances."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.sam3.processing_sam3 import Sam3Processor
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import logging
+
+from .prompts import VISUAL_PHRASE, check_box, check_labels, check_point, clean_phrase
+
+logger = logging.get_logger(__name__)
+
+PADDING_LABEL = -10  # of a box or point that only fills up the batch
+PAD_TOKEN_ID = 0  # CLIP's; it is also the token "!", so it cannot be the tokenizer's pad token
+
+
+class EfficientSam3Processor(Sam3Processor):
+    """Takes what `Sam3Processor` takes, and also points and several phrases for one image.
+
+    A prompt is a phrase, exemplar boxes and exemplar points for one image, each alone or combined.
+    Prompts are given one for each image, several for a single image, or as a list of lists: the
+    prompts of the first image, of the second, ...
+
+    Coordinates are pixels of the original images. A box that leaves its image is clipped to it; one
+    outside, or without area, is an error, and so is a point outside.
+
+    Args:
+        image_processor: An `EfficientSam3ImageProcessor`.
+        tokenizer: CLIP's tokenizer; its `model_max_length` is the context length.
+        target_size: Kept for `Sam3Processor`; the image processor's size is what counts.
+        point_pad_value: Kept for `Sam3Processor`.
+    """
+
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[Any] | None = None,
+        segmentation_maps=None,
+        input_boxes: Sequence[Any] | Tensor | None = None,
+        input_boxes_labels: Sequence[Any] | Tensor | None = None,
+        input_points: Sequence[Any] | Tensor | None = None,
+        input_points_labels: Sequence[Any] | Tensor | None = None,
+        original_sizes: Sequence[Any] | Tensor | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs,
+    ) -> BatchEncoding:
+        """Make the inputs of the model; `model(**inputs)` takes them all.
+
+        Args:
+            images: One image or several, of any sizes and kinds.
+            text: A phrase for all images, a list of one phrase for each image (or of several for a
+                single image), or a list of such lists. None beside exemplars means "visual".
+            segmentation_maps: Ground truth, resized to the size of the predicted masks.
+            input_boxes: Exemplar boxes (x1, y1, x2, y2): for each prompt a list of boxes or None.
+            input_boxes_labels: 1 for "like this", 0 for "unlike this"; all 1 if left out.
+            input_points: Exemplar points (x, y): for each prompt a list of points or None.
+            input_points_labels: As for boxes.
+            original_sizes: (height, width) of images whose vision features are at hand.
+            return_tensors: Only `"pt"`.
+            kwargs: Options of the image processor.
+
+        Returns:
+            `pixel_values`, `input_ids`, `attention_mask`, `input_boxes` and `input_points` with
+            their labels, as far as asked for; `image_indices` where prompts came as a list of
+            lists; and `original_sizes`, the (height, width) behind each prompt.
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors must be 'pt', not {return_tensors!r}.")
+        encoding = BatchEncoding()
+        sizes = None
+        if images is not None:
+            encoding.update(
+                self.image_processor(
+                    images, segmentation_maps=segmentation_maps, return_tensors="pt", **kwargs
+                )
+            )
+            sizes = encoding["original_sizes"].tolist()
+        elif original_sizes is not None:
+            sizes = [[int(side) for side in size] for size in original_sizes]
+
+        phrases = text if text is None or isinstance(text, str) else list(text)
+        boxes, boxes_labels = to_lists(input_boxes), to_lists(input_boxes_labels)
+        points, points_labels = to_lists(input_points), to_lists(input_points_labels)
+        has_exemplars = boxes is not None or points is not None
+        if has_exemplars and sizes is None:
+            raise ValueError("Boxes and points need images, or original_sizes, to be measured by.")
+
+        image_indices = None
+        if isinstance(phrases, list) and any(isinstance(item, list | tuple) for item in phrases):
+            image_indices = nested_indices(phrases, 1 if sizes is None else len(sizes))
+            flatten = Flatten(phrases)
+            phrases = flatten("text", phrases)
+            boxes, boxes_labels = flatten("boxes", boxes), flatten("box labels", boxes_labels)
+            points, points_labels = (
+                flatten("points", points),
+                flatten("point labels", points_labels),
+            )
+
+        parts = [part for part in (phrases, boxes, points) if isinstance(part, list)]
+        count = max([len(part) for part in parts], default=1 if sizes is None else len(sizes))
+        if sizes is not None:
+            sizes = sizes_of_prompts(sizes, image_indices, count)
+            encoding["original_sizes"] = torch.tensor(sizes)
+        if phrases is not None or has_exemplars:
+            encoding.update(self.encode_phrases(phrases, boxes, points))
+        if boxes is not None:
+            encoding["input_boxes"], encoding["input_boxes_labels"] = encode_exemplars(
+                "box", boxes, boxes_labels, sizes, encode_box
+            )
+        if points is not None:
+            encoding["input_points"], encoding["input_points_labels"] = encode_exemplars(
+                "point", points, points_labels, sizes, encode_point
+            )
+        if image_indices is not None:
+            encoding["image_indices"] = torch.tensor(image_indices)
+        return encoding
+
+    def encode_phrases(
+        self, phrases: str | list | None, boxes: list | None, points: list | None
+    ) -> dict[str, Tensor]:
+        """Token ids and mask of cleaned phrases, padded to the context length."""
+        if phrases is None:
+            phrases = [VISUAL_PHRASE]
+        elif isinstance(phrases, str):
+            phrases = [phrases]
+        cleaned = []
+        for index, phrase in enumerate(phrases):
+            if phrase is None:
+                if not (item_at(boxes, index) or item_at(points, index)):
+                    raise ValueError(f"Prompt {index} has no phrase, no boxes and no points.")
+                phrase = VISUAL_PHRASE
+            cleaned.append(clean_phrase(phrase))
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            cleaned, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        self.warn_of_truncation(cleaned, tokens["attention_mask"], length)
+        padding = tokens["attention_mask"] == 0
+        return {
+            "input_ids": tokens["input_ids"].masked_fill(padding, PAD_TOKEN_ID),
+            "attention_mask": tokens["attention_mask"],
+        }
+
+    def warn_of_truncation(self, phrases: list[str], mask: Tensor, length: int) -> None:
+        """Say once that a phrase was too long."""
+        for phrase, row in zip(phrases, mask, strict=False):
+            if row.all() and len(self.tokenizer.tokenize(phrase)) + 2 > length:
+                logger.warning_once(
+                    f"A phrase is longer than the context of {length} tokens and is cut, e.g. "
+                    f"{phrase!r}. Models with a longer context have names that end in -ctx32 or "
+                    "-ctx77."
+                )
+                return
+
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None, **kwargs):
+        """Binary map of all instances of each prompt, resized to (height, width)."""
+        sizes = self.image_processor.check_target_sizes(target_sizes, len(outputs.semantic_seg))
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes=None if target_sizes is None else sizes, **kwargs
+        )
+
+
+class Flatten:
+    """Turns the lists of lists of one call into flat lists, checking that they agree.
+
+    Args:
+        phrases: For each image a list of phrases; the other lists must have the same shape.
+    """
+
+    def __init__(self, phrases: list):
+        self.counts = [len(phrases_of_image) for phrases_of_image in phrases]
+
+    def __call__(self, kind: str, nested: list | None) -> list | None:
+        if nested is None:
+            return None
+        counts = [len(of_image) if of_image is not None else None for of_image in nested]
+        if len(counts) != len(self.counts) or any(
+            given not in (None, expected)
+            for given, expected in zip(counts, self.counts, strict=False)
+        ):
+            raise ValueError(
+                f"{kind} for {counts} prompts an image do not fit text for {self.counts}: give a "
+                "list for each image, with an entry (or None) for each of its phrases."
+            )
+        flat = []
+        for of_image, count in zip(nested, self.counts, strict=False):
+            flat += [None] * count if of_image is None else list(of_image)
+        return flat
+
+
+def nested_indices(phrases: list, num_images: int) -> list[int]:
+    """Which image each prompt of a list of lists is about."""
+    if not all(isinstance(of_image, list | tuple) for of_image in phrases):
+        raise ValueError("Give a list of phrases for every image, or for none.")
+    if len(phrases) != num_images:
+        raise ValueError(f"{len(phrases)} lists of phrases do not fit {num_images} images.")
+    return [index for index, of_image in enumerate(phrases) for _ in of_image]
+
+
+def sizes_of_prompts(sizes: list, image_indices: list[int] | None, count: int) -> list:
+    """(height, width) of the image behind each prompt."""
+    if image_indices is not None:
+        return [sizes[index] for index in image_indices]
+    if len(sizes) == 1:
+        return sizes * count
+    if count not in (1, len(sizes)):
+        raise ValueError(
+            f"{count} prompts do not fit {len(sizes)} images. Give one for each image, or a list "
+            "of prompts for each image."
+        )
+    return sizes
+
+
+def encode_exemplars(
+    kind: str,
+    exemplars: list,
+    labels: list | None,
+    sizes: list,
+    encode: Callable[[Sequence[float], Sequence[int]], list[float]],
+) -> tuple[Tensor, Tensor]:
+    """Boxes or points of each prompt, in [0, 1] and padded to one length, with their labels."""
+    if len(exemplars) not in (1, len(sizes)):
+        raise ValueError(
+            f"Lists of kind {kind!r} for {len(exemplars)} prompts do not fit {len(sizes)} prompts."
+        )
+    if labels is not None and len(labels) != len(exemplars):
+        raise ValueError(
+            f"{kind} labels for {len(labels)} prompts do not fit {len(exemplars)} prompts."
+        )
+    if len(exemplars) == 1 and len(set(map(tuple, sizes))) > 1:
+        exemplars = exemplars * len(sizes)  # the same pixels are other shares of other images
+        labels = None if labels is None else labels * len(sizes)
+    rows, row_labels = [], []
+    for index, of_prompt in enumerate(exemplars):
+        given = [] if of_prompt is None else list(of_prompt)
+        of_labels = item_at(labels, index)
+        rows.append([encode(exemplar, sizes[index]) for exemplar in given])
+        row_labels.append(
+            check_labels(
+                kind, [1] * len(given) if of_labels is None else of_labels, len(given), (0, 1)
+            )
+        )
+    longest = max(map(len, rows), default=0)
+    filler = [0.5] * (4 if kind == "box" else 2)  # any valid place: its label says to ignore it
+    padded = [row + [filler] * (longest - len(row)) for row in rows]
+    padded_labels = [row + [PADDING_LABEL] * (longest - len(row)) for row in row_labels]
+    shape = (len(rows), longest, len(filler))
+    return (
+        torch.tensor(padded, dtype=torch.float32).view(shape),
+        torch.tensor(padded_labels, dtype=torch.long).view(shape[:2]),
+    )
+
+
+def encode_box(box: Sequence[float], size: Sequence[int]) -> list[float]:
+    """A pixel box (x1, y1, x2, y2) as (cx, cy, w, h) in [0, 1]."""
+    height, width = size
+    x1, y1, x2, y2 = check_box(box, (height, width))
+    return [
+        (x1 + x2) / 2 / width,
+        (y1 + y2) / 2 / height,
+        (x2 - x1) / width,
+        (y2 - y1) / height,
+    ]
+
+
+def encode_point(point: Sequence[float], size: Sequence[int]) -> list[float]:
+    """A pixel point (x, y) in [0, 1]."""
+    height, width = size
+    x, y = check_point(point, (height, width))
+    return [x / width, y / height]
+
+
+def item_at(items: list | None, index: int) -> Any:
+    """The entry of one prompt; a single entry is for all prompts."""
+    if items is None:
+        return None
+    return items[0] if len(items) == 1 else items[index]
+
+
+def to_lists(data: Any) -> list | None:
+    """Nested lists out of tensors, arrays, tuples and lists."""
+    if data is None:
+        return None
+    return data.tolist() if hasattr(data, "tolist") else list(data)

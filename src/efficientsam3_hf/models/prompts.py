@@ -1,0 +1,78 @@
+"""What users write as prompts: cleaned phrases, checked boxes and points."""
+
+import html
+import math
+from collections.abc import Sequence
+
+import ftfy
+
+# The phrase that goes with exemplars alone.
+VISUAL_PHRASE = "visual"
+
+
+def clean_phrase(phrase: str) -> str:
+    """The text that CLIP's tokenizer sees: mended, unescaped, on one line, in lower case.
+
+    >>> clean_phrase("  Tom &amp;amp; JERRY\\n")
+    'tom & jerry'
+    """
+    if not isinstance(phrase, str):
+        raise TypeError(f"A phrase must be a string, not {type(phrase).__name__}: {phrase!r}.")
+    mended = html.unescape(html.unescape(ftfy.fix_text(phrase)))
+    cleaned = " ".join(mended.split()).lower()
+    if not cleaned:
+        raise ValueError(
+            "A phrase is empty. Name what to find; to prompt with boxes or points alone, leave the "
+            "text out (or put None in its place)."
+        )
+    return cleaned
+
+
+def check_box(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """A box (x1, y1, x2, y2) in pixels of an image of (height, width), clipped to the image.
+
+    A box without area, or wholly outside the image, is an error.
+    """
+    if len(box) != 4:
+        raise ValueError(f"A box has 4 numbers (x1, y1, x2, y2), not {len(box)}: {list(box)}.")
+    x1, y1, x2, y2 = check_finite("box", box)
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(
+            f"The box {[x1, y1, x2, y2]} has no area: it must be (x1, y1, x2, y2) with x1 < x2 and "
+            "y1 < y2."
+        )
+    height, width = size
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        raise ValueError(
+            f"The box {[x1, y1, x2, y2]} lies outside the image of {width} x {height} pixels."
+        )
+    return [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+
+
+def check_point(point: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """A point (x, y) in pixels of an image of (height, width); one outside is an error."""
+    if len(point) != 2:
+        raise ValueError(f"A point has 2 numbers (x, y), not {len(point)}: {list(point)}.")
+    x, y = check_finite("point", point)
+    height, width = size
+    if not (0 <= x <= width and 0 <= y <= height):
+        raise ValueError(f"The point {[x, y]} lies outside the image of {width} x {height} pixels.")
+    return [x, y]
+
+
+def check_finite(kind: str, numbers: Sequence[float]) -> list[float]:
+    """The numbers as floats; NaN and infinity are errors."""
+    floats = [float(number) for number in numbers]
+    if not all(math.isfinite(number) for number in floats):
+        raise ValueError(f"The {kind} {floats} holds numbers that are not finite.")
+    return floats
+
+
+def check_labels(kind: str, labels: Sequence[int], count: int, allowed: Sequence[int]) -> list[int]:
+    """One label of the allowed values for each of `count` boxes or points."""
+    if len(labels) != count:
+        raise ValueError(f"{len(labels)} labels do not fit {count} of kind {kind!r}.")
+    wrong = [label for label in labels if label not in allowed]
+    if wrong:
+        raise ValueError(f"Label {wrong[0]!r} of a {kind} is none of {list(allowed)}.")
+    return [int(label) for label in labels]
