@@ -1,14 +1,14 @@
-"""What each part of a model costs: parameters, GFLOPs and milliseconds, on whatever device there is.
+"""What each part of a model costs: parameters, GFLOPs and milliseconds, on the device at hand.
 
     python examples/benchmark.py                       # the nine EfficientSAM3 variants
     python examples/benchmark.py efficientsam3-repvit-s efficientsam3-repvit-s-lateral
-    python examples/benchmark.py --teacher --markdown benchmark.md   # with ratios against SAM 3
+    python examples/benchmark.py --teacher --markdown benchmark.md   # with ratios to SAM 3
 
-The image is noise and the weights are random (seed 0): time and FLOPs depend on neither.
+The image is noise and the weights are random (seed 0): time and FLOPs depend on neither. A FLOP is
+a multiplication or an addition; only those of convolutions, matrix products and attention count.
 """
 
 import argparse
-import functools
 import gc
 import json
 import platform
@@ -19,27 +19,26 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import transformers
-from efficientsam3_hf import zoo
-from efficientsam3_hf.models.variants import TRUNKS
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from tqdm import tqdm
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Sam3Config, Sam3Model
 
+from efficientsam3_hf import zoo
+from efficientsam3_hf.models.variants import TRUNKS
+
 NINE_VARIANTS = [f"efficientsam3-{trunk}" for trunk in TRUNKS]
 TEACHER = "Sam3Model of transformers"
 
-PARTS = ("trunk", "head", "neck", "text", "geometry", "encoder", "decoder", "mask head")
-OTHER = "other"  # what runs between the parts: no parameters, no FLOPs that count, little time
-
-# Module, its method, and the part that both belong to. A call inside another one counts only for
-# itself, so the trunk is what remains of the backbone without `project`, its head and resize.
+# Module, its method, and the part that it is. A call inside another one counts only for itself, so
+# the trunk is what remains of the backbone without `project`, which is its head and resize.
 CALLS = (
     ("vision_encoder.backbone", "forward", "trunk"),
     ("vision_encoder.backbone", "project", "head"),
@@ -53,7 +52,7 @@ CALLS = (
     ("dot_product_scoring", "forward", "decoder"),
     ("mask_decoder", "forward", "mask head"),
 )
-# Start of a parameter's name and its part; the first that fits counts.
+# Start of a parameter's name, and its part; the first that fits counts.
 PARAMETERS = {
     "vision_encoder.backbone.head.": "head",
     "vision_encoder.backbone.": "trunk",
@@ -65,17 +64,11 @@ PARAMETERS = {
     "dot_product_scoring.": "decoder",
     "mask_decoder.": "mask head",
 }
-# PyTorch counts the attention kernels of all devices but Apple's.
+OTHER = "other"  # what runs between the parts: no parameters, no FLOPs that count, little time
+PARTS = (*dict.fromkeys(part for *_, part in CALLS), OTHER)
+
+# torch counts the attention kernels of every device but Apple's.
 FLOP_FORMULAS = {torch.ops.aten._scaled_dot_product_attention_math_for_mps: sdpa_flop}
-
-
-@dataclass
-class Cost:
-    """Cost of one part: all its parameters, 10^9 FLOPs (a multiply-add is two), median time."""
-
-    parameters: int
-    gflops: float
-    milliseconds: float
 
 
 @dataclass
@@ -85,22 +78,17 @@ class Measurement:
     Args:
         name: Name in the zoo.
         image_size: Side of the square image in pixels.
-        parameters: All of the model, also those that this task leaves unused.
-        gflops: From pixels to raw outputs.
-        milliseconds: From pixels to raw outputs, median.
-        milliseconds_cached: The same with the vision features of the image at hand.
-        parts: Cost of each part, timed in passes apart.
-        less_than_teacher: How many times less than the teacher the model costs.
+        total: `parameters`, also those this task leaves unused, `gflops`, median `milliseconds`
+            from pixels to raw outputs, and `cached_milliseconds` from vision features to them.
+        parts: The first three of these for each part, timed in passes of their own.
+        ratios: How many times more than this model the teacher costs, if that was asked for.
     """
 
     name: str
     image_size: int
-    parameters: int
-    gflops: float
-    milliseconds: float
-    milliseconds_cached: float
-    parts: dict[str, Cost]
-    less_than_teacher: dict[str, float] = field(default_factory=dict)
+    total: dict[str, float]
+    parts: dict[str, dict[str, float]]
+    ratios: dict[str, float] | None = None
 
 
 class Ledger:
@@ -112,7 +100,7 @@ class Ledger:
 
     def __init__(self, read: Callable[[], float]):
         self.read = read
-        self.amounts = dict.fromkeys([*PARTS, OTHER], 0.0)
+        self.amounts = dict.fromkeys(PARTS, 0.0)
         self.running = [OTHER]
         self.last = read()
 
@@ -125,7 +113,7 @@ class Ledger:
     def charge(self, part: str, call: Callable) -> Callable:
         """A call like the one given, booked on a part."""
 
-        @functools.wraps(call)
+        @wraps(call)
         def charged(*args: Any, **kwargs: Any) -> Any:
             self.settle()
             self.running.append(part)
@@ -154,14 +142,14 @@ def split(
 
 
 def count_flops(model: PreTrainedModel, run: Callable[[], Any]) -> dict[str, float]:
-    """FLOPs of each part in convolutions, matrix products and attention."""
+    """FLOPs of each part while `run` calls the model."""
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         return split(model, run, counter.get_total_flops)
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Parameters of each part."""
-    counts = dict.fromkeys([*PARTS, OTHER], 0)
+    counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = next((PARAMETERS[start] for start in PARAMETERS if name.startswith(start)), OTHER)
         counts[part] += parameter.numel()
@@ -179,40 +167,60 @@ def predict(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
     """Raw outputs of every phrase for one image."""
     if not isinstance(model, Sam3Model):
         return model(**inputs)
-    # transformers' model takes one phrase for an image: called again, it reuses vision features.
+    # transformers' model takes one phrase an image: call it for each, with the same vision features.
     vision = inputs.get("vision_embeds") or model.get_vision_features(inputs["pixel_values"])
-    phrases = zip(inputs["input_ids"].split(1), inputs["attention_mask"].split(1))
+    phrases = zip(inputs["input_ids"].split(1), inputs["attention_mask"].split(1), strict=True)
     return [model(vision_embeds=vision, input_ids=i, attention_mask=m) for i, m in phrases]
 
 
+def is_repvit(config: PreTrainedConfig) -> bool:
+    """Whether the trunk has branches that can be fused."""
+    return getattr(config.vision_config.backbone_config, "trunk", "").startswith("repvit")
+
+
 def build(config: PreTrainedConfig, options: argparse.Namespace) -> PreTrainedModel:
-    """A model of random weights."""
+    """A model with random weights."""
     torch.manual_seed(0)
     with options.device:
         model = AutoModel.from_config(
-            config, dtype=options.dtype, attn_implementation=options.attention
+            config, dtype=getattr(torch, options.dtype), attn_implementation=options.attention
         )
     if options.fuse and is_repvit(config):
         model.fuse()
     return model.eval().requires_grad_(False)
 
 
-def is_repvit(config: PreTrainedConfig) -> bool:
-    """Whether the model has branches that can be fused."""
-    return getattr(config.vision_config.backbone_config, "trunk", "").startswith("repvit")
-
-
 def make_inputs(config: PreTrainedConfig, options: argparse.Namespace) -> dict[str, Any]:
-    """An image of noise, and phrases of the model's context length."""
+    """An image of noise, and phrases padded to the model's context length."""
     processor = zoo.processor("sam3" if isinstance(config, Sam3Config) else config)
-    inputs = processor(text=["a yellow school bus"] * options.prompts)
-    noise = torch.randn(
-        1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0)
-    )
+    phrases = processor(text=["a yellow school bus"] * options.prompts)
+    size = (1, 3, config.image_size, config.image_size)
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
     return {
-        "pixel_values": noise.to(options.device, options.dtype),
-        "input_ids": inputs["input_ids"].to(options.device),
-        "attention_mask": inputs["attention_mask"].to(options.device),
+        "pixel_values": noise.to(options.device, getattr(torch, options.dtype)),
+        "input_ids": phrases["input_ids"].to(options.device),
+        "attention_mask": phrases["attention_mask"].to(options.device),
+    }
+
+
+def measure_parts(
+    model: PreTrainedModel, inputs: dict[str, Any], options: argparse.Namespace, progress: tqdm
+) -> dict[str, dict[str, float]]:
+    """Cost of each part, in passes that wait for the device between parts."""
+    run = partial(predict, model, inputs)
+    parameters, flops = count_parameters(model), count_flops(model, run)
+    progress.update()
+    passes = []
+    for _ in range(options.repeats):  # counting was their warm-up
+        passes.append(split(model, run, partial(clock, options.device)))
+        progress.update()
+    return {
+        part: {
+            "parameters": parameters[part],
+            "gflops": flops[part] / 1e9,
+            "milliseconds": statistics.median(times[part] for times in passes),
+        }
+        for part in PARTS
     }
 
 
@@ -227,45 +235,21 @@ def median_time(run: Callable[[], Any], options: argparse.Namespace, progress: t
     return statistics.median(times[options.warmup :])
 
 
-def measure_parts(
-    model: PreTrainedModel, inputs: dict[str, Any], options: argparse.Namespace, progress: tqdm
-) -> dict[str, Cost]:
-    """Count and time each part, in passes that wait for the device between parts."""
-    parameters = count_parameters(model)
-    run = functools.partial(predict, model, inputs)
-    flops = count_flops(model, run)  # also the warm-up of the passes that follow
-    progress.update()
-    passes = []
-    for _ in range(options.repeats):
-        passes.append(split(model, run, functools.partial(clock, options.device)))
-        progress.update()
-    medians = {part: statistics.median(times[part] for times in passes) for part in flops}
-    return {part: Cost(parameters[part], flops[part] / 1e9, medians[part]) for part in flops}
-
-
 @torch.no_grad()
 def measure(
     name: str, config: PreTrainedConfig, options: argparse.Namespace, progress: tqdm
 ) -> Measurement:
-    """Count and time one model."""
-    model = build(config, options)
-    inputs = make_inputs(config, options)
+    """Cost of a model and of its parts."""
+    model, inputs = build(config, options), make_inputs(config, options)
     parts = measure_parts(model, inputs, options, progress)
-
+    total = {kind: sum(cost[kind] for cost in parts.values()) for kind in ("parameters", "gflops")}
+    torch.compiler.reset()  # else every further model counts as a recompilation of the first
     forward = torch.compile(predict) if options.compile else predict
-    torch.compiler.reset()  # else the graph of each model counts as a recompilation of the last
-    milliseconds = median_time(functools.partial(forward, model, inputs), options, progress)
+    total["milliseconds"] = median_time(partial(forward, model, inputs), options, progress)
     inputs["vision_embeds"] = model.get_vision_features(inputs.pop("pixel_values"))
-    cached = median_time(functools.partial(forward, model, inputs), options, progress)
-    return Measurement(
-        name=f"{name} (fused)" if options.fuse and is_repvit(config) else name,
-        image_size=config.image_size,
-        parameters=sum(cost.parameters for cost in parts.values()),
-        gflops=sum(cost.gflops for cost in parts.values()),
-        milliseconds=milliseconds,
-        milliseconds_cached=cached,
-        parts=parts,
-    )
+    total["cached_milliseconds"] = median_time(partial(forward, model, inputs), options, progress)
+    label = f"{name} (fused)" if options.fuse and is_repvit(config) else name
+    return Measurement(label, config.image_size, total, parts)
 
 
 def measure_all(
@@ -277,106 +261,81 @@ def measure_all(
     with tqdm(total=passes * len(configs), unit="pass", disable=None) as progress:
         for name, config in configs.items():
             progress.set_description(name)
-            measurement = measure(name, config, options, progress)
+            measurements.append(measure(name, config, options, progress))
             gc.collect()  # modules refer to each other; two models at once may not fit
-            measurements.append(measurement)
-            line = ", ".join(f"{value} {key}" for key, value in show_total(measurement).items())
-            progress.write(f"{measurement.name}: {line}", file=sys.stderr)
+            costs = (f"{kind} {cell}" for kind, cell in total_row(measurements[-1]).items())
+            progress.write(", ".join(costs), file=sys.stderr)
     if options.teacher:
-        for measurement in measurements:
-            measurement.less_than_teacher = compare(measurement, measurements[-1])
+        teacher = measurements[-1].total
+        for row in measurements:
+            row.ratios = {kind: teacher[kind] / row.total[kind] for kind in teacher}
     return measurements
 
 
-def compare(measurement: Measurement, teacher: Measurement) -> dict[str, float]:
-    """How many times less than the teacher a model costs."""
-    fields = ("parameters", "gflops", "milliseconds", "milliseconds_cached")
-    return {name: getattr(teacher, name) / getattr(measurement, name) for name in fields}
+def show(kind: str, cost: float) -> str:
+    """A number as the tables have it."""
+    return f"{cost / 1e6:.2f} M" if kind == "parameters" else f"{cost:.1f}"
 
 
-def show_total(measurement: Measurement) -> dict[str, str]:
-    """Cost of a whole model, as shown."""
-    return {
-        "pixels": str(measurement.image_size),
-        "M parameters": f"{measurement.parameters / 1e6:.2f}",
-        "GFLOPs": f"{measurement.gflops:.1f}",
-        "ms": f"{measurement.milliseconds:.1f}",
-        "ms, image cached": f"{measurement.milliseconds_cached:.1f}",
-    }
+def total_row(row: Measurement) -> dict[str, str]:
+    """Cost of a model, as shown."""
+    costs = {kind: show(kind, cost) for kind, cost in row.total.items()}
+    return {"model": row.name, "pixels": str(row.image_size), **costs}
 
 
-def table(title: str, measurements: list[Measurement], show: Callable) -> str:
-    """A Markdown table, one row a model, that also reads well in a terminal.
+def ratio_row(row: Measurement) -> dict[str, str]:
+    """How many times more the teacher costs, as shown."""
+    return {"model": row.name, **{kind: f"{ratio:.1f}" for kind, ratio in row.ratios.items()}}
 
-    Args:
-        title: What stands above it.
-        measurements: Its rows.
-        show: Gives the columns of a row, by their names.
-    """
-    rows = [{"model": row.name, **show(row)} for row in measurements]
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    rule = {key: "-" * (width - 1) + ":" for key, width in widths.items()}
-    rule["model"] = "-" * widths["model"]
+
+def part_row(kind: str, row: Measurement) -> dict[str, str]:
+    """One kind of cost for each part of a model, as shown."""
+    costs = {part: show(kind, costs[kind]) for part, costs in row.parts.items()}
+    return {"model": row.name, **costs}
+
+
+def table(title: str, rows: list[dict[str, str]]) -> str:
+    """A Markdown table that also reads well in a terminal."""
+    names = list(rows[0])
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
-    for row in [dict(zip(widths, widths)), rule, *rows]:
-        first, *others = (row[key].rjust(width) for key, width in widths.items())
-        lines.append(" | ".join(["| " + row["model"].ljust(len(first)), *others]) + " |")
-    return "\n".join([title, "", *lines])
+    for first, *others in [names, rule, *(list(row.values()) for row in rows)]:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"{title}:", "", *lines])
 
 
-def to_markdown(measurements: list[Measurement], run: dict[str, Any]) -> str:
+def to_markdown(measurements: list[Measurement], run: dict[str, str]) -> str:
     """All tables, below the command that made them and where it ran."""
-    switches = "".join(f", {switch}" for switch in ("compiled", "fused") if run[switch])
-    header = (
-        f"`{run['command']}` on {run['device']} with {run['threads']} CPU threads, torch "
-        f"{run['torch']}, transformers {run['transformers']}. {run['dtype']}, {run['attention']}"
-        f"{switches}; one image, {run['prompts']} phrase(s), median of {run['repeats']} passes after "
-        f"{run['warmup']} to warm up; {run['weights']}."
-    )
-    sections = [header, table("From pixels to raw outputs:", measurements, show_total)]
-    if measurements[-1].less_than_teacher:
-        title = f"How many times less that is than {TEACHER}, in the same run:"
-        sections.append(table(title, measurements, show_ratios))
-    formats = {"parameters": "M parameters", "gflops": "GFLOPs", "milliseconds": "Milliseconds"}
-    for name, title in formats.items():
-        note = ", each part on its own (never compiled)" if name == "milliseconds" else ""
-        show = functools.partial(show_parts, name)
-        sections.append(table(f"{title}{note}:", measurements, show))
+    sections = [
+        "`{command}` on {device}, {threads} CPU threads, torch {torch}, transformers "
+        "{transformers}; {dtype}, {attention} attention, one image, {prompts} phrase(s), median of "
+        "{repeats} passes; random weights.".format(**run),
+        table(
+            "From pixels, or cached vision features, to raw outputs",
+            [*map(total_row, measurements)],
+        ),
+    ]
+    if measurements[-1].ratios:
+        title = f"How many times more {TEACHER} costs, in the same run"
+        sections.append(table(title, [*map(ratio_row, measurements)]))
+    for kind in ("parameters", "gflops", "milliseconds"):
+        note = ", in passes apart and never compiled" if kind == "milliseconds" else ""
+        rows = [part_row(kind, row) for row in measurements]
+        sections.append(table(f"{kind.capitalize()} of the parts{note}", rows))
     return "\n\n".join(sections) + "\n"
 
 
-def show_ratios(measurement: Measurement) -> dict[str, str]:
-    """Ratios to the teacher, as shown."""
-    labels = ("parameters", "GFLOPs", "ms", "ms, image cached")
+def describe_run(arguments: Sequence[str], options: argparse.Namespace) -> dict[str, str]:
+    """The command, with the options it did not name, and where it ran."""
     return {
-        label: f"{ratio:.1f}"
-        for label, ratio in zip(labels, measurement.less_than_teacher.values())
-    }
-
-
-def show_parts(name: str, measurement: Measurement) -> dict[str, str]:
-    """One kind of cost of each part, as shown."""
-    scale, digits = (1e6, 2) if name == "parameters" else (1, 1)
-    parts = measurement.parts
-    return {part: f"{getattr(parts[part], name) / scale:.{digits}f}" for part in parts}
-
-
-def describe_run(options: argparse.Namespace) -> dict[str, Any]:
-    """What one needs to know to repeat a run."""
-    return {
-        "command": options.command,
+        **{name: str(value) for name, value in vars(options).items()},
+        "command": shlex.join(["python", "examples/benchmark.py", *arguments]),
         "device": device_name(options.device),
-        "threads": torch.get_num_threads(),
+        "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "attention": options.attention,
-        "compiled": options.compile,
-        "fused": options.fuse,
-        "prompts": options.prompts,
-        "warmup": options.warmup,
-        "repeats": options.repeats,
-        "weights": "random weights (seed 0)",
     }
 
 
@@ -395,3 +354,75 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def configure(name: str, image_size: int | None) -> PreTrainedConfig:
+    """Configuration of a variant, at an image size that it can take."""
+    config = zoo.config(name) if image_size is None else zoo.config(name, image_size=image_size)
+    vision_config, size = config.vision_config, config.image_size
+    if vision_config.model_type == "efficientsam3_vision":
+        with torch.device("meta"):
+            AutoModel.from_config(vision_config).check_image_size((size, size))
+    elif size % vision_config.backbone_config.patch_size:
+        raise ValueError(f"The ViT of {name} takes sides that are multiples of 14, not {size}.")
+    return config
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    names_help = "names in the zoo, also with -lateral or -ctxN (default: the nine variants)"
+    add("names", nargs="*", metavar="NAME", default=NINE_VARIANTS, help=names_help)
+    add("--teacher", action="store_true", help=f"also {TEACHER} at 1008 pixels, and ratios to it")
+    add("--device", type=torch.device, default=best_device(), help="(default here: %(default)s)")
+    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add("--attention", default="sdpa", choices=["sdpa", "eager"])
+    add("--image-size", type=positive, metavar="N", help="pixels (default: each model's own)")
+    add("--prompts", type=positive, default=1, metavar="N", help="phrases for the one image")
+    add("--fuse", action="store_true", help="fold the branches of RepViT into one convolution")
+    add("--compile", action="store_true", help="torch.compile what is timed from end to end")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: as torch chooses)")
+    add("--warmup", type=int, default=1, metavar="N", help="passes before those timed (default: 1)")
+    add("--repeats", type=positive, default=5, metavar="N", help="passes to time (default: 5)")
+    add("--json", type=Path, metavar="FILE", help="write all numbers there")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    for file in filter(None, (options.json, options.markdown)):
+        if not file.parent.is_dir():  # better now than after an hour
+            parser.error(f"{file} cannot be written: there is no folder {file.parent}")
+    try:
+        torch.empty(0, device=options.device)
+        configs = {name: configure(name, options.image_size) for name in options.names}
+    except (ValueError, RuntimeError, AssertionError) as error:  # the last two for want of a device
+        parser.error(str(error))
+    if options.teacher:
+        configs[TEACHER] = Sam3Config()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    measurements, run = measure_all(configs, options), describe_run(arguments, options)
+    tables = to_markdown(measurements, run)
+    print(tables)
+    if options.markdown:
+        options.markdown.write_text(tables)
+    if options.json:
+        report = {"run": run, "models": [asdict(row) for row in measurements]}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.sam3.modeling_sam3 import Sam3GeometryEncoder
+from transformers.models.sam3.modeling_sam3 import Sam3GeometryEncoder, box_cxcywh_to_xyxy
 
 PADDING_LABEL = -10  # of a box or point that only fills up the batch
 
@@ -71,20 +72,36 @@ class EfficientSam3GeometryEncoder(Sam3GeometryEncoder):
 
     def encode_points(self, points: Tensor, labels: Tensor, image_features: Tensor) -> Tensor:
         """Where a point lies, what the image shows there, and whether it is positive."""
+        dtype = image_features.dtype
         grid = (2 * points - 1).unsqueeze(2)  # (batch, points, 1, 2) in [-1, 1]
-        sampled = F.grid_sample(image_features, grid.to(image_features.dtype), align_corners=False)
-        sampled = sampled.squeeze(-1).transpose(1, 2)  # (batch, points, channels)
-        x, y = points.flatten(0, 1).unbind(-1)
-        position_x, position_y = self.position_encoding.encode_1d_positions(x, y)
-        position = torch.cat([position_x, position_y], dim=-1).view(*points.shape[:2], -1)
+        sampled = F.grid_sample(image_features.float(), grid.float(), align_corners=False)
+        sampled = sampled.squeeze(-1).transpose(1, 2).to(dtype)  # (batch, points, channels)
         return (
             self.label_embed((labels == 1).long())
-            + self.points_direct_project(points)
+            + self.points_direct_project(points.to(dtype))
             + self.points_pool_project(sampled)
-            + self.points_pos_enc_project(position)
+            + self.points_pos_enc_project(torch.cat(self.sine_positions(points), dim=-1).to(dtype))
         )
 
     def encode_boxes(self, boxes: Tensor, labels: Tensor, image_features: Tensor) -> Tensor:
         """Where a box lies, what the image shows inside, and whether it is positive."""
-        embeddings, _ = self._encode_boxes(boxes, None, (labels == 1).long(), image_features)
-        return embeddings
+        dtype = image_features.dtype
+        height, width = image_features.shape[-2:]
+        corners = box_cxcywh_to_xyxy(boxes.float()) * boxes.new_tensor([width, height] * 2).float()
+        # In float32: half precision has too few digits for coordinates, and no kernel on CPUs.
+        pooled = roi_align(image_features.float(), list(corners), self.roi_size).to(dtype)
+        position_x, position_y = self.sine_positions(boxes[..., :2])
+        sizes_hw = boxes[..., [3, 2]].float()
+        position = torch.cat([position_y, position_x, sizes_hw], dim=-1).to(dtype)
+        return (
+            self.label_embed((labels == 1).long())
+            + self.boxes_direct_project(boxes.to(dtype))
+            + self.boxes_pool_project(pooled).view(*boxes.shape[:2], -1)
+            + self.boxes_pos_enc_project(position)
+        )
+
+    def sine_positions(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodings (batch, points, channels / 2) of the x and of the y of points, in float32."""
+        x, y = points.float().flatten(0, 1).unbind(-1)
+        position_x, position_y = self.position_encoding.encode_1d_positions(x, y)
+        return position_x.view(*points.shape[:2], -1), position_y.view(*points.shape[:2], -1)

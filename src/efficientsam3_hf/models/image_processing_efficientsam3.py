@@ -1,6 +1,7 @@
 """Images to pixels and predictions to masks: the one transform of teacher and students."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,8 +25,16 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
     """SAM 3's transform: squash to a square, scale to [-1, 1].
 
     Grey images become RGB, transparent ones are laid over white, 16-bit ones are scaled to 8 bits,
-    and values that are not finite are an error.
+    and values that are not finite are an error. Floats count from 0 to 255.
     """
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs):
+        """As in transformers; a grey image may also be an array (height, width)."""
+        if isinstance(images, list | tuple):
+            images = [add_channel(image) for image in images]
+        else:
+            images = add_channel(images)
+        return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(
         self,
@@ -37,10 +46,9 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
     ) -> Tensor:
         """One image of any kind to channels first."""
         if do_convert_rgb:  # not for segmentation maps, whose values are labels
+            check_finite(image)
             image = to_eight_bits(image)
         image = super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
-        if do_convert_rgb and image.is_floating_point() and not bool(image.isfinite().all()):
-            raise ValueError("An image holds NaN or infinite pixels; repair or leave it out.")
         if min(image.shape[-2:]) == 0:
             raise ValueError(f"An image of {image.shape[-2]} x {image.shape[-1]} pixels is empty.")
         return image
@@ -101,8 +109,14 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
         return sizes
 
 
+def add_channel(image):
+    """An array (height, width) as (1, height, width); anything else as it is."""
+    is_grey = isinstance(image, np.ndarray | Tensor) and image.ndim == 2
+    return image[None] if is_grey else image
+
+
 def to_eight_bits(image):
-    """Scale 16-bit values, and booleans, to what 8 bits hold; leave anything else as it is.
+    """Scale 16-bit values and booleans to what 8 bits hold; leave anything else as it is.
 
     >>> to_eight_bits(np.array([[65535]], dtype=np.uint16))
     array([[255]], dtype=uint8)
@@ -110,17 +124,30 @@ def to_eight_bits(image):
     if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
         image = np.array(image)  # 16 or 32 bits a pixel: PIL would clip them to white
     if isinstance(image, Tensor):
-        if image.dtype == torch.bool:
-            return image.to(torch.uint8) * 255
-        wide = not image.is_floating_point() and image.dtype != torch.uint8
-        return (image.long() // 257).to(torch.uint8) if wide and image.max() > 255 else image
-    if isinstance(image, np.ndarray):
-        if image.dtype == bool:
-            return image.astype(np.uint8) * 255
-        wide = np.issubdtype(image.dtype, np.integer) and image.dtype != np.uint8
-        if wide:
-            return (image // 257 if image.max() > 255 else image).astype(np.uint8)
+        kind = "f" if image.is_floating_point() else "b" if image.dtype == torch.bool else "i"
+        to_bytes = torch.Tensor.byte
+    elif isinstance(image, np.ndarray):
+        kind = image.dtype.kind
+        to_bytes = partial(np.asarray, dtype=np.uint8)
+    else:
+        return image
+    if kind == "b":
+        return to_bytes(image) * 255
+    if kind in "iu" and image.itemsize > 1:
+        return to_bytes(image // 257 if image.max() > 255 else image)
+    if kind == "f" and 4 in (image.shape[0], image.shape[-1]):
+        return to_bytes(image.round())  # transformers would take transparent floats for shares of 1
     return image
+
+
+def check_finite(image) -> None:
+    """Raise if an array or tensor holds NaN or infinity."""
+    if isinstance(image, np.ndarray):
+        finite = bool(np.isfinite(image).all())
+    else:
+        finite = not isinstance(image, Tensor) or bool(image.isfinite().all())
+    if not finite:
+        raise ValueError("An image holds NaN or infinite pixels; repair it or leave it out.")
 
 
 def resize_masks(logits: Tensor, size: tuple[int, int] | None, threshold: float) -> Tensor:

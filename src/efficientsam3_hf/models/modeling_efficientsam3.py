@@ -119,6 +119,11 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
             input_ids: (prompts, length) token ids.
             attention_mask: (prompts, length), 0 where a token is padding.
         """
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask {tuple(attention_mask.shape)} does not fit input_ids "
+                f"{tuple(input_ids.shape)}."
+            )
         # SAM 3's tower is causal: padding comes last, and no valid token ever sees it.
         causal = self.config.text_config.model_type == "clip_text_model"
         outputs = self.text_encoder(

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers.models.sam3_tracker.processing_sam3_tracker import Sam3TrackerProcessor
 
-from .prompts import check_box, check_finite, check_labels
+from .prompts import check_box, check_coordinates, check_labels
 
 # Foreground, background, the two corners of a box, no point, padding.
 POINT_LABELS = (1, 0, 2, 3, -1, -10)
@@ -36,6 +36,8 @@ class EfficientSam3TrackerProcessor(Sam3TrackerProcessor):
             return_tensors: As in transformers.
             kwargs: Options of the image processor.
         """
+        points, labels, boxes = map(to_lists, (input_points, input_labels, input_boxes))
+        check_prompts(points, labels, boxes)
         encoding = super().__call__(
             images=images,
             segmentation_maps=segmentation_maps,
@@ -46,24 +48,33 @@ class EfficientSam3TrackerProcessor(Sam3TrackerProcessor):
             return_tensors=return_tensors,
             **kwargs,
         )
-        sizes = encoding["original_sizes"]
-        sizes = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
-        check_object_points(to_lists(input_points), to_lists(input_labels))
-        for index, boxes in enumerate(to_lists(input_boxes) or []):
-            for box in boxes:
+        sizes = to_lists(encoding["original_sizes"]) or []
+        for index, of_image in enumerate(boxes or []):
+            for box in of_image:
                 check_box(box, sizes[index if len(sizes) > 1 else 0])
         return encoding
 
 
-def check_object_points(points: list | None, labels: list | None) -> None:
-    """Raise unless every point is finite and every label known."""
-    for of_image in points or []:
-        for of_object in of_image:
-            for point in of_object:
-                check_finite("point", point)
-    for of_image in labels or []:
-        for of_object in of_image:
-            check_labels("point", of_object, len(of_object), POINT_LABELS)
+def check_prompts(points: list | None, labels: list | None, boxes: list | None) -> None:
+    """Raise for coordinates and labels that make no sense in any image.
+
+    Nesting of another depth is left to `Sam3TrackerProcessor`, which describes the right one.
+    """
+    for point in leaves(points, depth=3):
+        check_coordinates("point", point)
+    for box in leaves(boxes, depth=2):
+        check_coordinates("box", box)
+    for of_object in leaves(labels, depth=2):
+        check_labels("point", of_object, len(of_object), POINT_LABELS)
+
+
+def leaves(nested: Any, depth: int) -> list[list]:
+    """The lists at a depth of nested lists; nothing where there are none."""
+    if not isinstance(nested, list | tuple):
+        return []
+    if depth == 0:
+        return [list(nested)]
+    return [leaf for item in nested for leaf in leaves(item, depth - 1)]
 
 
 def to_lists(data: Any) -> list | None:

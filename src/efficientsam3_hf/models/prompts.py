@@ -9,6 +9,8 @@ import ftfy
 # The phrase that goes with exemplars alone.
 VISUAL_PHRASE = "visual"
 
+COORDINATES = {"box": ("x1", "y1", "x2", "y2"), "point": ("x", "y")}
+
 
 def clean_phrase(phrase: str) -> str:
     """The text that CLIP's tokenizer sees: mended, unescaped, on one line, in lower case.
@@ -33,9 +35,7 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> list[float]:
 
     A box without area, or wholly outside the image, is an error.
     """
-    if len(box) != 4:
-        raise ValueError(f"A box has 4 numbers (x1, y1, x2, y2), not {len(box)}: {list(box)}.")
-    x1, y1, x2, y2 = check_finite("box", box)
+    x1, y1, x2, y2 = check_coordinates("box", box)
     if x2 <= x1 or y2 <= y1:
         raise ValueError(
             f"The box {[x1, y1, x2, y2]} has no area: it must be (x1, y1, x2, y2) with x1 < x2 and "
@@ -51,17 +51,21 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> list[float]:
 
 def check_point(point: Sequence[float], size: tuple[int, int]) -> list[float]:
     """A point (x, y) in pixels of an image of (height, width); one outside is an error."""
-    if len(point) != 2:
-        raise ValueError(f"A point has 2 numbers (x, y), not {len(point)}: {list(point)}.")
-    x, y = check_finite("point", point)
+    x, y = check_coordinates("point", point)
     height, width = size
     if not (0 <= x <= width and 0 <= y <= height):
         raise ValueError(f"The point {[x, y]} lies outside the image of {width} x {height} pixels.")
     return [x, y]
 
 
-def check_finite(kind: str, numbers: Sequence[float]) -> list[float]:
-    """The numbers as floats; NaN and infinity are errors."""
+def check_coordinates(kind: str, numbers: Sequence[float]) -> list[float]:
+    """The coordinates of a box or point as floats, finite and as many as there should be."""
+    names = COORDINATES[kind]
+    if len(numbers) != len(names):
+        raise ValueError(
+            f"A {kind} has {len(names)} numbers ({', '.join(names)}), not {len(numbers)}: "
+            f"{list(numbers)}."
+        )
     floats = [float(number) for number in numbers]
     if not all(math.isfinite(number) for number in floats):
         raise ValueError(f"The {kind} {floats} holds numbers that are not finite.")

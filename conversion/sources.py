@@ -1,0 +1,88 @@
+"""From what a user types to files on this machine: paths, folders of files, `hf://` addresses."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from .reading import SUFFIXES, is_transformers_folder
+
+HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint to convert.
+
+    Args:
+        name: What to call it, without suffix; also the name of its folder among others.
+        path: Where it lies on this machine.
+        address: Where it is from, as far as others can use it: an `hf://` address or a file name.
+    """
+
+    name: str
+    path: Path
+    address: str
+
+
+def find_sources(source: str) -> list[Source]:
+    """The checkpoint that a path or address stands for, or all of a folder of them."""
+    if source.startswith("hf://"):
+        return _find_on_hub(source)
+    path = Path(source)
+    if path.is_dir() and not is_transformers_folder(path):
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if not files:
+            raise FileNotFoundError(f"{path} holds no {', '.join(SUFFIXES)} file.")
+        return [Source(file.stem, file, file.name) for file in files]
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no file or folder {source}. A file on the Hub is written "
+            f"hf://OWNER/REPOSITORY/PATH."
+        )
+    return [Source(path.stem, path, path.name)]
+
+
+def find_donor(donor: str) -> Source:
+    """The one checkpoint that is to give what others lack."""
+    sources = find_sources(donor)
+    if len(sources) > 1:
+        names = ", ".join(source.path.name for source in sources)
+        raise ValueError(f"{donor} holds {len(sources)} files ({names}): name one as the donor.")
+    return sources[0]
+
+
+def _find_on_hub(address: str) -> list[Source]:
+    match = HUB.fullmatch(address)
+    if match is None:
+        raise ValueError(
+            f"{address!r} is no Hub address: write hf://OWNER/REPOSITORY/PATH, or "
+            f"hf://OWNER/REPOSITORY@REVISION/PATH."
+        )
+    repo, revision, path = match["repo"], match["revision"], (match["path"] or "").strip("/")
+    try:
+        if path.endswith(SUFFIXES):
+            return [_download(repo, revision, path)]
+        files = HfApi().list_repo_files(repo, revision=revision)
+        inside = [file for file in files if not path or file.startswith(f"{path}/")]
+        if not path and "config.json" in files:
+            patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+            folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+            return [Source(repo.split("/")[1], Path(folder), address)]
+        wanted = [file for file in inside if file.endswith(SUFFIXES)]
+        if not wanted:
+            raise FileNotFoundError(f"{address} holds no {', '.join(SUFFIXES)} file.")
+        return [_download(repo, revision, file) for file in wanted]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise OSError(
+            f"{address} could not be fetched: {str(error).splitlines()[0]} Check the address and "
+            f"the network; for gated files, accept the terms on the Hub and run `hf auth login`."
+        ) from error
+
+
+def _download(repo: str, revision: str | None, path: str) -> Source:
+    local = hf_hub_download(repo, path, revision=revision)
+    at = f"@{revision}" if revision else ""
+    return Source(PurePosixPath(path).stem, Path(local), f"hf://{repo}{at}/{path}")
