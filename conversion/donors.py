@@ -82,7 +82,9 @@ def _refuse_incomplete(
         missing += [name for name in TRACKER_PARTS if name not in parts]
     if not missing:
         return
-    also = "" if half_tracker else " A tracker is missing too, which a concept model can do without."
+    also = (
+        "" if half_tracker else " A tracker is missing too, which a concept model can do without."
+    )
     who = f"Neither {source_name} nor its donor {donor_name} holds" if donor_name else ""
     raise ValueError(
         f"{who or f'{source_name} does not hold'} the {describe_parts(missing)}: no model can be "

@@ -21,11 +21,15 @@ Rows = tuple[tuple[str, str], ...]  # (pattern of the source, replacement)
 
 
 class Drop(NamedTuple):
-    """Names of no use: in files with a name that starts like `where`, all that match `names`."""
+    """Names of no use: in files with a name that starts like `where`, all that match `names`.
+
+    They are kept beside the weights for the way back, unless they are another model's left-overs.
+    """
 
     where: str
     names: str
     reason: str
+    is_kept_aside: bool = True
 
 
 class Module(NamedTuple):
@@ -57,6 +61,7 @@ DROPS = (
         where="backbone.vision_backbone.trunk.model.",
         names=r"backbone\.vision_backbone\.trunk\.(?!model\.).+",
         reason="left over from the teacher's ViT, which the student trunk replaces",
+        is_kept_aside=False,
     ),
     Drop(
         where="backbone.vision_backbone.trunk.blocks.",

@@ -193,7 +193,9 @@ def fit_vision(
         has_neck = any(name.startswith(prefix) for name in weights)
         if has_neck and not any(name.startswith(f"{prefix}fpn_layers.3.") for name in weights):
             vision.scale_factors = vision.scale_factors[:3]
-            notes.append(f"{prefix}* has three levels; the fourth, which nothing reads, is left out.")
+            notes.append(
+                f"{prefix}* has three levels; the fourth, which nothing reads, is left out."
+            )
         if trunk == VIT:
             vision.backbone_config.layer_norm_eps = VIT_LAYER_NORM_EPS
     if trunk == VIT:
@@ -210,6 +212,6 @@ def fit_parts(configuration: EfficientSam3Config, weights: Mapping[str, Tensor])
     if "tracker" not in parts:
         configuration.tracker_config = None
     if POINT_BRANCH not in parts:
-        configuration.encode_points = False
+        configuration.has_point_branch = False
     dtypes = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
     configuration.dtype = max(set(dtypes), key=dtypes.count)

@@ -86,6 +86,14 @@ def find_targets(names: Iterable[str]) -> dict[str, str]:
     return targets
 
 
+def find_moves(keys: Iterable[str]) -> dict[str, str]:
+    """Source keys to targets, marks included; keys that are dropped or unknown are absent."""
+    names = spell_alike(keys)
+    reasons = find_reasons_to_drop(names.values())
+    targets = find_targets(name for name in names.values() if name not in reasons)
+    return {key: targets[name] for key, name in names.items() if name in targets}
+
+
 def _find_target(name: str) -> str | None:
     leaf = LEAF.search(name)
     stem, ending = (name[: leaf.start()], leaf.group()) if leaf else (name, "")

@@ -76,16 +76,14 @@ class Measurement:
     """Cost of one model.
 
     Args:
-        name: Name in the zoo.
-        image_size: Side of the square image in pixels.
+        name: Name in the zoo, image size, and whether it was fused.
         total: `parameters`, also those this task leaves unused, `gflops`, median `milliseconds`
             from pixels to raw outputs, and `cached_milliseconds` from vision features to them.
-        parts: The first three of these for each part, timed in passes of their own.
+        parts: The first three of these, by part; timed in passes of their own.
         ratios: How many times more than this model the teacher costs, if that was asked for.
     """
 
     name: str
-    image_size: int
     total: dict[str, float]
     parts: dict[str, dict[str, float]]
     ratios: dict[str, float] | None = None
@@ -167,15 +165,10 @@ def predict(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
     """Raw outputs of every phrase for one image."""
     if not isinstance(model, Sam3Model):
         return model(**inputs)
-    # transformers' model takes one phrase an image: call it for each, with the same vision features.
+    # transformers' model takes one phrase an image, so it is called once for each of them.
     vision = inputs.get("vision_embeds") or model.get_vision_features(inputs["pixel_values"])
     phrases = zip(inputs["input_ids"].split(1), inputs["attention_mask"].split(1), strict=True)
     return [model(vision_embeds=vision, input_ids=i, attention_mask=m) for i, m in phrases]
-
-
-def is_repvit(config: PreTrainedConfig) -> bool:
-    """Whether the trunk has branches that can be fused."""
-    return getattr(config.vision_config.backbone_config, "trunk", "").startswith("repvit")
 
 
 def build(config: PreTrainedConfig, options: argparse.Namespace) -> PreTrainedModel:
@@ -185,7 +178,8 @@ def build(config: PreTrainedConfig, options: argparse.Namespace) -> PreTrainedMo
         model = AutoModel.from_config(
             config, dtype=getattr(torch, options.dtype), attn_implementation=options.attention
         )
-    if options.fuse and is_repvit(config):
+    trunk = getattr(config.vision_config.backbone_config, "trunk", "")  # a ViT has none
+    if options.fuse and trunk.startswith("repvit"):
         model.fuse()
     return model.eval().requires_grad_(False)
 
@@ -206,21 +200,20 @@ def make_inputs(config: PreTrainedConfig, options: argparse.Namespace) -> dict[s
 def measure_parts(
     model: PreTrainedModel, inputs: dict[str, Any], options: argparse.Namespace, progress: tqdm
 ) -> dict[str, dict[str, float]]:
-    """Cost of each part, in passes that wait for the device between parts."""
+    """Costs by part, the times from passes that wait for the device between parts."""
     run = partial(predict, model, inputs)
-    parameters, flops = count_parameters(model), count_flops(model, run)
+    flops = count_flops(model, run)  # also warms up the passes to come
     progress.update()
     passes = []
-    for _ in range(options.repeats):  # counting was their warm-up
+    for _ in range(options.repeats):
         passes.append(split(model, run, partial(clock, options.device)))
         progress.update()
     return {
-        part: {
-            "parameters": parameters[part],
-            "gflops": flops[part] / 1e9,
-            "milliseconds": statistics.median(times[part] for times in passes),
-        }
-        for part in PARTS
+        "parameters": count_parameters(model),
+        "gflops": {part: flops[part] / 1e9 for part in PARTS},
+        "milliseconds": {
+            part: statistics.median(times[part] for times in passes) for part in PARTS
+        },
     }
 
 
@@ -242,14 +235,15 @@ def measure(
     """Cost of a model and of its parts."""
     model, inputs = build(config, options), make_inputs(config, options)
     parts = measure_parts(model, inputs, options, progress)
-    total = {kind: sum(cost[kind] for cost in parts.values()) for kind in ("parameters", "gflops")}
+    total = {kind: sum(parts[kind].values()) for kind in ("parameters", "gflops")}
     torch.compiler.reset()  # else every further model counts as a recompilation of the first
     forward = torch.compile(predict) if options.compile else predict
     total["milliseconds"] = median_time(partial(forward, model, inputs), options, progress)
     inputs["vision_embeds"] = model.get_vision_features(inputs.pop("pixel_values"))
     total["cached_milliseconds"] = median_time(partial(forward, model, inputs), options, progress)
-    label = f"{name} (fused)" if options.fuse and is_repvit(config) else name
-    return Measurement(label, config.image_size, total, parts)
+    fused = getattr(config.vision_config.backbone_config, "fused", False)
+    label = f"{name}, {config.image_size} px" + fused * ", fused"
+    return Measurement(label, total, parts)
 
 
 def measure_all(
@@ -263,8 +257,8 @@ def measure_all(
             progress.set_description(name)
             measurements.append(measure(name, config, options, progress))
             gc.collect()  # modules refer to each other; two models at once may not fit
-            costs = (f"{kind} {cell}" for kind, cell in total_row(measurements[-1]).items())
-            progress.write(", ".join(costs), file=sys.stderr)
+            costs = (f"{kind} {show(cost)}" for kind, cost in measurements[-1].total.items())
+            progress.write(f"{measurements[-1].name}: {', '.join(costs)}", file=sys.stderr)
     if options.teacher:
         teacher = measurements[-1].total
         for row in measurements:
@@ -272,68 +266,55 @@ def measure_all(
     return measurements
 
 
-def show(kind: str, cost: float) -> str:
-    """A number as the tables have it."""
-    return f"{cost / 1e6:.2f} M" if kind == "parameters" else f"{cost:.1f}"
+def show(cost: float) -> str:
+    """A number as the tables have it; only parameters are whole numbers."""
+    return f"{cost / 1e6:.2f} M" if isinstance(cost, int) else f"{cost:.1f}"
 
 
-def total_row(row: Measurement) -> dict[str, str]:
-    """Cost of a model, as shown."""
-    costs = {kind: show(kind, cost) for kind, cost in row.total.items()}
-    return {"model": row.name, "pixels": str(row.image_size), **costs}
-
-
-def ratio_row(row: Measurement) -> dict[str, str]:
-    """How many times more the teacher costs, as shown."""
-    return {"model": row.name, **{kind: f"{ratio:.1f}" for kind, ratio in row.ratios.items()}}
-
-
-def part_row(kind: str, row: Measurement) -> dict[str, str]:
-    """One kind of cost for each part of a model, as shown."""
-    costs = {part: show(kind, costs[kind]) for part, costs in row.parts.items()}
-    return {"model": row.name, **costs}
-
-
-def table(title: str, rows: list[dict[str, str]]) -> str:
-    """A Markdown table that also reads well in a terminal."""
-    names = list(rows[0])
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for first, *others in [names, rule, *(list(row.values()) for row in rows)]:
+def table(title: str, costs: dict[str, dict[str, float]]) -> str:
+    """A Markdown table, a row for each model, that also reads well in a terminal."""
+    kinds = next(iter(costs.values()))
+    rows = [["", *kinds], *([name, *map(show, row.values())] for name, row in costs.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = [f"{title}:", ""]
+    for first, *others in rows:
         cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([f"{title}:", "", *lines])
+    return "\n".join(lines)
 
 
-def to_markdown(measurements: list[Measurement], run: dict[str, str]) -> str:
+def to_markdown(measurements: list[Measurement], run: dict[str, Any]) -> str:
     """All tables, below the command that made them and where it ran."""
-    sections = [
+    header = (
         "`{command}` on {device}, {threads} CPU threads, torch {torch}, transformers "
-        "{transformers}; {dtype}, {attention} attention, one image, {prompts} phrase(s), median of "
-        "{repeats} passes; random weights.".format(**run),
-        table(
-            "From pixels, or cached vision features, to raw outputs",
-            [*map(total_row, measurements)],
-        ),
+        "{transformers}; {dtype}, {attention} attention, random weights; one image, phrases: "
+        "{prompts}, timed passes: {repeats}."
+    )
+    total = {row.name: row.total for row in measurements}
+    sections = [
+        header.format(**run),
+        table("From pixels, or cached vision features, to raw outputs", total),
     ]
     if measurements[-1].ratios:
-        title = f"How many times more {TEACHER} costs, in the same run"
-        sections.append(table(title, [*map(ratio_row, measurements)]))
-    for kind in ("parameters", "gflops", "milliseconds"):
-        note = ", in passes apart and never compiled" if kind == "milliseconds" else ""
-        rows = [part_row(kind, row) for row in measurements]
-        sections.append(table(f"{kind.capitalize()} of the parts{note}", rows))
+        ratios = {row.name: row.ratios for row in measurements}
+        sections.append(table(f"How many times more {TEACHER} costs in the same run", ratios))
+    for kind, title in (
+        ("parameters", "Parameters"),
+        ("gflops", "GFLOPs"),
+        ("milliseconds", "Milliseconds, in passes apart and never compiled"),
+    ):
+        sections.append(table(title, {row.name: row.parts[kind] for row in measurements}))
     return "\n\n".join(sections) + "\n"
 
 
-def describe_run(arguments: Sequence[str], options: argparse.Namespace) -> dict[str, str]:
-    """The command, with the options it did not name, and where it ran."""
+def describe_run(arguments: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """All options, the command that set them, and where it ran."""
     return {
-        **{name: str(value) for name, value in vars(options).items()},
+        **vars(options),
         "command": shlex.join(["python", "examples/benchmark.py", *arguments]),
         "device": device_name(options.device),
-        "threads": str(torch.get_num_threads()),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -376,7 +357,7 @@ def make_parser() -> argparse.ArgumentParser:
     names_help = "names in the zoo, also with -lateral or -ctxN (default: the nine variants)"
     add("names", nargs="*", metavar="NAME", default=NINE_VARIANTS, help=names_help)
     add("--teacher", action="store_true", help=f"also {TEACHER} at 1008 pixels, and ratios to it")
-    add("--device", type=torch.device, default=best_device(), help="(default here: %(default)s)")
+    add("--device", default=best_device(), help="cuda, mps, cpu, ... (default here: %(default)s)")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     add("--attention", default="sdpa", choices=["sdpa", "eager"])
     add("--image-size", type=positive, metavar="N", help="pixels (default: each model's own)")
@@ -405,9 +386,10 @@ def main(arguments: Sequence[str]) -> None:
         if not file.parent.is_dir():  # better now than after an hour
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     try:
+        options.device = torch.device(options.device)
         torch.empty(0, device=options.device)
         configs = {name: configure(name, options.image_size) for name in options.names}
-    except (ValueError, RuntimeError, AssertionError) as error:  # the last two for want of a device
+    except (ValueError, RuntimeError, AssertionError) as error:  # the last two: no such device
         parser.error(str(error))
     if options.teacher:
         configs[TEACHER] = Sam3Config()
@@ -421,7 +403,7 @@ def main(arguments: Sequence[str]) -> None:
         options.markdown.write_text(tables)
     if options.json:
         report = {"run": run, "models": [asdict(row) for row in measurements]}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -98,25 +98,30 @@ def register_processors(processing_auto: ModuleType) -> None:
         )
 
 
-def image_processing() -> ModuleType:
-    """The module of the image processor, which registers it itself.
+def register_image_processor(module: ModuleType) -> None:
+    """Load the image processor, which tells `AutoImageProcessor` of itself.
 
-    `AutoImageProcessor` looks at the bases of what it is given, so a stand-in will not do.
+    A stand-in will not do, since `AutoImageProcessor` looks at the bases of what it is given. While
+    the base is still being imported, nothing is done: the same callback comes when it is complete.
     """
-    return importlib.import_module(f"{MODELS}.{CLASSES['EfficientSam3ImageProcessor']}")
+    base = sys.modules.get(SAM3_IMAGE_PROCESSING)
+    if base is None or hasattr(base, "Sam3ImageProcessor"):
+        importlib.import_module(f"{MODELS}.{CLASSES['EfficientSam3ImageProcessor']}")
 
 
 AUTO = "transformers.models.auto"
+SAM3_IMAGE_PROCESSING = "transformers.models.sam3.image_processing_sam3"
 CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
     f"{AUTO}.configuration_auto": lambda module: configurations(),
     f"{AUTO}.modeling_auto": register_models,
     f"{AUTO}.processing_auto": register_processors,
-    f"{AUTO}.image_processing_auto": lambda module: image_processing(),
+    f"{AUTO}.image_processing_auto": register_image_processor,
+    SAM3_IMAGE_PROCESSING: register_image_processor,
 }
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Import hook that calls back when the modules of the Auto classes have been loaded."""
+    """Import hook that calls back when certain modules of transformers have been loaded."""
 
     def __init__(self, callbacks: dict[str, Callable[[ModuleType], Any]]):
         self.waiting = dict(callbacks)

@@ -75,28 +75,52 @@ class StrictLoadingMixin:
     """Makes `from_pretrained` raise for what transformers only warns about."""
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs) -> Any:
-        """As in transformers; missing and left-over weights are errors that name them.
+    def from_pretrained(
+        cls,
+        *args,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ) -> Any:
+        """As in transformers; weights missing, left over or misshaped are errors that name them.
 
-        Whoever asks for `output_loading_info`, or allows `ignore_mismatched_sizes`, takes over the
-        check.
+        Whoever asks for `output_loading_info` gets the lists of them instead.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if output_loading_info:
-            return model, info
-        problems = {
-            "missing in the checkpoint": sorted(info["missing_keys"]),
-            "not part of the model": sorted(info["unexpected_keys"]),
-        }
-        problems = {what: keys for what, keys in problems.items() if keys}
-        if problems and not kwargs.get("ignore_mismatched_sizes"):
-            listing = "; ".join(
-                f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-                for what, keys in problems.items()
-            )
-            raise ValueError(
-                f"The weights do not fit {cls.__name__}: {listing}. Nothing is initialised at "
-                "random in silence: pass output_loading_info=True to load all the same and get "
-                "these lists back."
-            )
-        return model
+        strict = not (output_loading_info or ignore_mismatched_sizes)
+        model, info = super().from_pretrained(  # pyright: ignore  of PreTrainedModel
+            *args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=strict or ignore_mismatched_sizes,
+            **kwargs,
+        )
+        if strict:
+            check_loading(cls.__name__, info)
+        return (model, info) if output_loading_info else model
+
+
+def check_loading(class_name: str, info: Mapping[str, Any]) -> None:
+    """Raise if any weight did not find its place.
+
+    Args:
+        class_name: The model, for the message.
+        info: What transformers' `output_loading_info` gives.
+    """
+    shapes = [
+        f"{name}: {tuple(stored)} stored, {tuple(wanted)} wanted"
+        for name, stored, wanted in info["mismatched_keys"]
+    ]
+    problems = {
+        "missing in the checkpoint": sorted(info["missing_keys"]),
+        "not part of the model": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(shapes),
+    }
+    listing = "; ".join(
+        f"{len(names)} {problem} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for problem, names in problems.items()
+        if names
+    )
+    if listing:
+        raise ValueError(
+            f"The weights do not fit {class_name}: {listing}. Nothing is initialised at random in "
+            "silence: pass output_loading_info=True to load all the same and get these lists back."
+        )

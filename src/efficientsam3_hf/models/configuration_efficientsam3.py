@@ -219,6 +219,8 @@ class EfficientSam3Config(PreTrainedConfig):
         always_encode_geometry: Run the geometry encoder for every prompt, so that a phrase alone
             carries its CLS token, as in Meta's code and in all training. False reproduces
             transformers' `Sam3Model`, which runs it only where there are boxes.
+        has_point_branch: Whether the geometry encoder takes exemplar points. transformers' SAM 3
+            lacks the weights for them, and so does a checkpoint completed from it.
     """
 
     model_type = "efficientsam3"
@@ -250,6 +252,7 @@ class EfficientSam3Config(PreTrainedConfig):
     mask_decoder_config: dict | PreTrainedConfig | None = None
     tracker_config: dict | PreTrainedConfig | None = None
     always_encode_geometry: bool = True
+    has_point_branch: bool = True
     initializer_range: float = 0.02
 
     def validate_architecture(self):

@@ -15,14 +15,20 @@ class EfficientSam3GeometryEncoder(Sam3GeometryEncoder):
 
     Its output for one prompt is a token for each point and box, and a CLS token, each having looked
     at the image.
+
+    Args:
+        config: transformers' `Sam3GeometryEncoderConfig`.
+        has_point_branch: False where its weights are missing; points are then an error.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, has_point_branch: bool = True):
         super().__init__(config)
         width = config.hidden_size
-        self.points_direct_project = nn.Linear(2, width)
-        self.points_pool_project = nn.Linear(width, width)
-        self.points_pos_enc_project = nn.Linear(width, width)
+        self.has_point_branch = has_point_branch
+        if has_point_branch:
+            self.points_direct_project = nn.Linear(2, width)
+            self.points_pool_project = nn.Linear(width, width)
+            self.points_pos_enc_project = nn.Linear(width, width)
 
     def forward(
         self,
@@ -51,6 +57,12 @@ class EfficientSam3GeometryEncoder(Sam3GeometryEncoder):
 
         tokens, valid = [], []
         if points is not None:
+            if not self.has_point_branch:
+                raise ValueError(
+                    "This model takes no exemplar points: its checkpoint has no weights for them "
+                    "(config.has_point_branch is False). Prompt with a phrase or boxes, or convert "
+                    "it again with Meta's sam3.pt as the donor."
+                )
             valid.append(points_labels != PADDING_LABEL)
             tokens.append(self.encode_points(points, points_labels, normalised))
         if boxes is not None:

@@ -88,7 +88,9 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, detector_width)
         # Not a PreTrainedModel, so that nothing else tells it which attention to use.
         config.geometry_encoder_config._attn_implementation = config._attn_implementation
-        self.geometry_encoder = EfficientSam3GeometryEncoder(config.geometry_encoder_config)
+        self.geometry_encoder = EfficientSam3GeometryEncoder(
+            config.geometry_encoder_config, has_point_branch=config.has_point_branch
+        )
         self.detr_encoder = Sam3DetrEncoder(config.detr_encoder_config)
         self.detr_decoder = Sam3DetrDecoder(config.detr_decoder_config)
         self.mask_decoder = EfficientSam3MaskDecoder(config.mask_decoder_config)

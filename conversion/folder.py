@@ -1,0 +1,104 @@
+"""Writes the folder that `from_pretrained` reads: all of it, or nothing."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efficientsam3_hf import zoo
+from efficientsam3_hf.models.configuration_efficientsam3 import EfficientSam3Config
+
+EXTRAS_FILE = "original_extras.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+MAX_SHARD = "5GB"
+
+LICENCE = """# Licence of these weights
+
+They derive from SAM 3 and are under the SAM License of Meta Platforms, Inc.:
+<https://github.com/facebookresearch/sam3/blob/main/LICENSE>
+
+Whoever passes them on must pass on that licence with them.
+"""
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write into, which takes its place as `target` only when it is complete.
+
+    It stands beside the target, hidden, so that the last step is a single rename. What a killed
+    process left there goes when the same target is written again.
+    """
+    target = Path(target).absolute()
+    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists already. Choose another folder, or pass --overwrite."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.partial-"
+    for leftover in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    partial.chmod(0o755)  # mkdtemp's own folders are for one user alone
+    try:
+        yield partial
+        _take_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, target: Path) -> None:
+    if not target.exists() or not any(target.iterdir()):
+        partial.replace(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    target.replace(aside)
+    partial.replace(target)
+    shutil.rmtree(aside)
+
+
+def write_weights(weights: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    """Store weights as `model.safetensors`, or in shards with their index where they are large."""
+    weights = _storable(weights)
+    split = split_torch_state_dict_into_shards(
+        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=MAX_SHARD
+    )
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: weights[name] for name in names}, folder / file, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return [folder / file for file in split.filename_to_tensors]
+
+
+def write_extras(extras: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    """Store what no model reads, but what the way back needs."""
+    if not extras:
+        return []
+    save_file(_storable(extras), folder / EXTRAS_FILE, {"format": "pt"})
+    return [folder / EXTRAS_FILE]
+
+
+def write_companions(configuration: EfficientSam3Config, folder: Path) -> None:
+    """Store configuration, processor with tokenizer, and licence."""
+    configuration.architectures = ["EfficientSam3Model"]
+    configuration.save_pretrained(folder)
+    zoo.processor(configuration).save_pretrained(folder)
+    (folder / "LICENSE.md").write_text(LICENCE)
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, none of them lying in another's place."""
+    places: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        place = tensor.data_ptr()
+        result[name] = tensor.clone() if place in places else tensor
+        places.add(place)
+    return result

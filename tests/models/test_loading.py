@@ -1,0 +1,295 @@
+"""Weights in and out: exact reloading, strictness, starting from a teacher."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import (
+    TINY_CLIP,
+    TINY_VIT,
+    TRUNKS,
+    stir,
+    tiny_config,
+    tiny_model,
+    tiny_tracker,
+    tiny_vision,
+)
+from transformers import (
+    AutoModel,
+    Sam3Config,
+    Sam3Model,
+    Sam3TrackerVideoConfig,
+    Sam3VideoConfig,
+    Sam3VideoModel,
+)
+
+from efficientsam3_hf import (
+    EfficientSam3Backbone,
+    EfficientSam3Model,
+    EfficientSam3TextModel,
+    EfficientSam3TrackerModel,
+    EfficientSam3VisionModel,
+)
+from efficientsam3_hf.models import trunks
+
+PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(2))
+IDS = torch.tensor([[49406, 320, 1615, 49407, *[0] * 12]])
+BOX = torch.tensor([[[10.0, 20.0, 80.0, 90.0]]])
+
+
+def parts(trunk: str = "efficientvit_b0") -> dict:
+    """Every model class, with inputs for it."""
+    model = tiny_model(tiny_vision("sam3", trunk))
+    return {
+        EfficientSam3Model: (model, {"pixel_values": PIXELS, "input_ids": IDS}),
+        EfficientSam3TrackerModel: (
+            tiny_tracker(tiny_vision("sam3", trunk)),
+            {"pixel_values": PIXELS, "input_boxes": BOX},
+        ),
+        EfficientSam3VisionModel: (model.vision_encoder, {"pixel_values": PIXELS}),
+        EfficientSam3Backbone: (model.vision_encoder.backbone, {"pixel_values": PIXELS}),
+        EfficientSam3TextModel: (model.text_encoder, {"input_ids": IDS}),
+    }
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+@torch.no_grad()
+def test_every_class_reloads_with_identical_weights_and_outputs(trunk: str, tmp_path):
+    for model_class, (model, inputs) in parts(trunk).items():
+        model.save_pretrained(tmp_path / model_class.__name__)
+
+        # A copy, since a mapped file is not aligned as torch likes it, and BLAS then rounds apart.
+        loaded = copy.deepcopy(model_class.from_pretrained(tmp_path / model_class.__name__)).eval()
+
+        state, reloaded = model.state_dict(), loaded.state_dict()
+        assert state.keys() == reloaded.keys()
+        assert all(torch.equal(state[name], reloaded[name]) for name in state)
+        for output, expected in zip(
+            loaded(**inputs).to_tuple(), model(**inputs).to_tuple(), strict=True
+        ):
+            if isinstance(output, torch.Tensor):
+                assert torch.equal(output, expected), model_class
+
+
+@pytest.mark.parametrize("model_class", [EfficientSam3Model, EfficientSam3TrackerModel])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "1 missing in the checkpoint (mask_decoder"),
+        ("extra", "1 not part of the model (surplus"),
+        ("misshaped", "weight: (3,) stored, ("),
+    ],
+)
+def test_a_weight_that_does_not_fit_is_an_error_that_names_it(
+    model_class, change: str, message: str, tmp_path
+):
+    model = tiny_model() if model_class is EfficientSam3Model else tiny_tracker()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "mask_decoder" in name and name.endswith("weight"))
+    if change == "missing":
+        del weights[name]
+    elif change == "extra":
+        weights["surplus.weight"] = torch.zeros(3)
+    else:
+        weights[name] = torch.zeros(3)
+    save_file(weights, path, metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match="The weights do not fit") as error:
+        model_class.from_pretrained(tmp_path)
+
+    assert message in str(error.value)
+
+
+def test_whoever_asks_for_the_lists_of_misfits_gets_them(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_projection.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    loaded, info = EfficientSam3Model.from_pretrained(tmp_path, output_loading_info=True)
+
+    assert isinstance(loaded, EfficientSam3Model)
+    assert set(info["missing_keys"]) == {"text_projection.bias"}
+
+
+@pytest.fixture(scope="module")
+def video_teacher() -> Sam3VideoModel:
+    """transformers' SAM 3 for video, which holds detector, tracker and both necks."""
+    config = tiny_config(TINY_VIT, TINY_CLIP).to_dict()
+    detector = {name: config[name] for name in Sam3Config.sub_configs_defaults}
+    tracker = config["tracker_config"]
+    memory = {"memory_attention_hidden_size": 32, "memory_encoder_hidden_size": 32}
+    memory |= {"mask_downsampler_embed_dim": 32, "memory_fuser_embed_dim": 32}
+    memory |= {"memory_attention_feed_forward_hidden_size": 64, "memory_attention_num_layers": 1}
+    memory |= {"memory_fuser_intermediate_dim": 64, "memory_encoder_output_channels": 64}
+    tracker_config = Sam3TrackerVideoConfig(
+        vision_config=tracker["vision_config"],
+        prompt_encoder_config=tracker["prompt_encoder_config"],
+        mask_decoder_config=tracker["mask_decoder_config"],
+        memory_attention_rope_feat_sizes=[8, 8],
+        **memory,
+    )
+    torch.manual_seed(0)
+    video_config = Sam3VideoConfig(
+        detector_config=detector, tracker_config=tracker_config.to_dict(), low_res_mask_size=32
+    )
+    return stir(Sam3VideoModel(video_config))
+
+
+def test_concept_student_has_every_weight_of_the_teacher_that_it_keeps(video_teacher):
+    teacher = video_teacher.detector_model.state_dict()
+
+    student = EfficientSam3Model.from_teacher(video_teacher, tiny_config())
+
+    weights = student.state_dict()
+    kept = [
+        "vision_encoder.neck.",
+        "geometry_encoder.",
+        "detr_encoder.",
+        "detr_decoder.",
+        "mask_decoder.",
+        "dot_product_scoring.",
+    ]
+    for prefix in kept:
+        names = [name for name in weights if name.startswith(prefix) and "points_" not in name]
+        assert names
+        assert all(torch.equal(weights[name], teacher[name]) for name in names), prefix
+    assert set(student.fresh_parts) == {
+        "vision_encoder.backbone",
+        "text_encoder",
+        "text_projection",
+        "geometry_encoder.points_direct_project",  # transformers' SAM 3 has no point branch
+        "geometry_encoder.points_pool_project",
+        "geometry_encoder.points_pos_enc_project",
+    }
+
+
+def test_tracker_student_has_neck_and_heads_of_the_teachers_tracker(video_teacher):
+    student = EfficientSam3TrackerModel.from_teacher(video_teacher, tiny_config())
+
+    weights, teacher = student.state_dict(), video_teacher.state_dict()
+    necks = [name for name in weights if name.startswith("vision_encoder.neck.")]
+    heads = [name for name in weights if not name.startswith("vision_encoder.")]
+    for name in necks:
+        teachers = teacher[name.replace("vision_encoder.neck.", "tracker_neck.")]
+        assert torch.equal(weights[name], teachers)
+    assert all(torch.equal(weights[name], teacher[f"tracker_model.{name}"]) for name in heads)
+    assert student.fresh_parts == ("vision_encoder.backbone",)
+
+
+def test_a_student_that_keeps_the_text_tower_gets_it(video_teacher):
+    student = EfficientSam3Model.from_teacher(video_teacher, tiny_config(text=TINY_CLIP))
+
+    weights, teacher = student.state_dict(), video_teacher.detector_model.state_dict()
+    assert all(torch.equal(weights[n], teacher[n]) for n in weights if n.startswith("text_"))
+
+
+def test_a_lateral_student_gets_all_but_the_neck(video_teacher):
+    config = tiny_config(tiny_vision("lateral"))
+
+    student = EfficientSam3Model.from_teacher(video_teacher, config)
+
+    assert {"vision_encoder.backbone", "vision_encoder.neck"} < set(student.fresh_parts)
+    assert "detr_encoder.layers" not in student.fresh_parts
+
+
+@torch.no_grad()
+def test_sam3_of_the_family_computes_what_the_teacher_computes(video_teacher):
+    ours = EfficientSam3Model.from_teacher(video_teacher, tiny_config(TINY_VIT, TINY_CLIP)).eval()
+    boxes = torch.tensor([[[0.4, 0.5, 0.3, 0.2]]])
+
+    masks = ours(pixel_values=PIXELS, input_ids=IDS, input_boxes=boxes).pred_masks
+
+    expected = video_teacher.detector_model(
+        pixel_values=PIXELS, input_ids=IDS, input_boxes=boxes
+    ).pred_masks
+    torch.testing.assert_close(masks, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_teacher_may_be_a_folder(video_teacher, tmp_path):
+    video_teacher.save_pretrained(tmp_path)
+
+    for model_class in (EfficientSam3Model, EfficientSam3TrackerModel):
+        config = tiny_config()
+        from_folder = model_class.from_teacher(str(tmp_path), config)
+        from_model = model_class.from_teacher(video_teacher, config)
+        kept = [name for name in from_model.state_dict() if name.startswith("mask_decoder.")]
+        assert from_folder.fresh_parts == from_model.fresh_parts
+        assert all(
+            torch.equal(from_folder.state_dict()[n], from_model.state_dict()[n]) for n in kept
+        )
+
+
+def test_teacher_may_be_one_of_the_family_or_a_plain_sam3(video_teacher, tmp_path):
+    family = tiny_model(TINY_VIT, TINY_CLIP)
+    plain: Sam3Model = video_teacher.detector_model
+
+    student = EfficientSam3Model.from_teacher(family, tiny_config())
+    assert "geometry_encoder.points_pool_project" not in student.fresh_parts
+    student = EfficientSam3Model.from_teacher(plain, tiny_config())
+    assert torch.equal(
+        student.detr_decoder.query_embed.weight, plain.detr_decoder.query_embed.weight
+    )
+
+
+def test_what_starts_fresh_is_said(video_teacher, caplog):
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("efficientsam3_hf").propagate = True
+        EfficientSam3Model.from_teacher(video_teacher, tiny_config())
+
+    assert "Starting fresh: vision_encoder.backbone" in caplog.text
+
+
+def test_a_teacher_of_other_sizes_is_an_error_that_names_a_weight(video_teacher):
+    config = tiny_config()
+    config.detr_decoder_config.num_queries = 6
+
+    with pytest.raises(ValueError, match=r"detr_decoder.query_embed.weight: \(5, 32\) there"):
+        EfficientSam3Model.from_teacher(video_teacher, config)
+
+
+def test_trunk_may_start_from_timms_weights(video_teacher, monkeypatch):
+    asked = []
+    original = trunks.timm.create_model
+
+    def create_model(name: str, pretrained: bool, **options):
+        asked.append((name, pretrained))
+        torch.manual_seed(7)
+        return original(name, pretrained=False, **options)
+
+    monkeypatch.setattr(trunks.timm, "create_model", create_model)
+
+    student = EfficientSam3Model.from_teacher(video_teacher, tiny_config(), pretrained_trunk=True)
+
+    assert asked[-1] == ("efficientvit_b0", True)
+    torch.manual_seed(7)
+    expected = original("efficientvit_b0", pretrained=False, num_classes=0)
+    weights = student.vision_encoder.backbone.trunk.state_dict()
+    assert all(
+        torch.equal(weights[name], tensor)
+        for name, tensor in expected.state_dict().items()
+        if name in weights
+    )
+
+
+def test_zoo_names_stand_for_students(video_teacher, monkeypatch):
+    from efficientsam3_hf.models import from_teacher
+
+    monkeypatch.setattr(from_teacher, "zoo_config", lambda name: {"tiny": tiny_config()}[name])
+
+    assert isinstance(EfficientSam3Model.from_teacher(video_teacher, "tiny"), EfficientSam3Model)
+
+
+def test_model_of_an_unknown_text_tower_goes_through_auto_model():
+    config = tiny_config(text={"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1,
+                               "num_attention_heads": 4, "intermediate_size": 64})  # fmt: skip
+
+    model = EfficientSam3Model(config)
+
+    assert type(model.text_encoder).__name__ == "BertModel"
+    assert isinstance(AutoModel.from_config(config), EfficientSam3Model)
