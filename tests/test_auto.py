@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from efficientsam3_hf import zoo
 
 # Every order in which a user may import things; each has broken a plugin before.
 ORDERS = {
@@ -25,35 +28,38 @@ ORDERS = {
     ),
 }
 USE = """
-import tempfile
-from efficientsam3_hf import zoo
+import sys, torch
 from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskGeneration, AutoProcessor
 )
-with tempfile.TemporaryDirectory() as folder:
-    zoo.save("efficientsam3-efficientvit-s", folder)
-    import torch
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        print(type(AutoModel.from_config(config)).__name__)
-        print(type(AutoModelForMaskGeneration.from_config(config)).__name__)
-    print(type(AutoProcessor.from_pretrained(folder)).__name__)
-    print(type(AutoImageProcessor.from_pretrained(folder)).__name__)
+folder = sys.argv[1]
+config = AutoConfig.from_pretrained(folder)
+with torch.device("meta"):
+    print(type(AutoModel.from_config(config)).__name__)
+    print(type(AutoModelForMaskGeneration.from_config(config)).__name__)
+print(type(AutoProcessor.from_pretrained(folder)).__name__)
+print(type(AutoImageProcessor.from_pretrained(folder)).__name__)
 """
 
 
-def run(code: str) -> str:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A variant's folder without weights."""
+    return zoo.save("efficientsam3-efficientvit-s", tmp_path_factory.mktemp("variant"))
+
+
+def run(code: str, *arguments: str) -> str:
     """Output of a fresh interpreter."""
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_auto_classes_know_the_family_in_whatever_order_things_are_imported(order: str):
-    assert run(ORDERS[order] + USE).split() == [
+def test_auto_classes_know_the_family_in_whatever_order_things_are_imported(order: str, folder):
+    assert run(ORDERS[order] + USE, str(folder)).split() == [
         "EfficientSam3Model",
         "EfficientSam3TrackerModel",
         "EfficientSam3Processor",
