@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model, tiny_tracker
+from tiny import TINY_VIT, tiny_config, tiny_model, tiny_tracker, tiny_vision
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from efficientsam3_hf import (
@@ -212,6 +212,26 @@ def test_models_with_different_trunks_cannot_share_a_folder(tmp_path):
 
     with pytest.raises(ValueError, match=r"different trunks, e.g. in vision_encoder.backbone.head"):
         zoo.save(model.config, tmp_path, model, tracker)
+
+
+@torch.no_grad()
+def test_fused_models_share_a_folder_too(tmp_path):
+    vision = tiny_vision("sam3", "repvit_m0_9")
+    model, tracker = tiny_model(vision), tiny_tracker(vision)
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+
+    zoo.save(model.config, tmp_path, model.fuse(), tracker.fuse())
+
+    assert EfficientSam3Model.from_pretrained(tmp_path).config.vision_config.backbone_config.fused
+    loaded = EfficientSam3TrackerModel.from_pretrained(tmp_path)
+    assert loaded.config.vision_config.backbone_config.fused
+
+
+@pytest.mark.parametrize("vision", [TINY_VIT, tiny_vision("sam3", "efficientvit_b0")])
+def test_only_repvit_can_be_fused(vision):
+    for model in (tiny_model(vision), tiny_tracker(vision)):
+        with pytest.raises(ValueError, match="Only RepViT trunks can be fused"):
+            model.fuse()
 
 
 def test_a_tracker_is_not_saved_without_its_concept_model(tmp_path):

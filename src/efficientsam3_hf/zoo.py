@@ -55,6 +55,7 @@ def save(
         model.save_pretrained(folder)
     else:
         weights = join_weights(model.state_dict(), tracker.state_dict())
+        model.config.tracker_config = tracker.config
         model.save_pretrained(folder, state_dict=weights)
     processor(configuration).save_pretrained(folder)
     return Path(folder)

@@ -59,7 +59,7 @@ def join_weights(
     joined = {DETECTOR_PREFIX + name: tensor for name, tensor in detector.items()}
     for name, tensor in tracker.items():
         if name.startswith(BACKBONE_PREFIX):
-            if not torch.equal(tensor, detector[name]):
+            if name not in detector or not torch.equal(tensor, detector[name]):
                 raise ValueError(
                     f"Concept model and tracker have different trunks, e.g. in {name}. They can "
                     "share a checkpoint only if the tracker's trunk is the concept model's."

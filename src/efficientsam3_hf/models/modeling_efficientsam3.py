@@ -19,14 +19,14 @@ from transformers.models.sam3.modeling_sam3 import (
     box_cxcywh_to_xyxy,
     inverse_sigmoid,
 )
-from transformers.utils import logging
+from transformers.utils import can_return_tuple, logging
 
 from .checkpoint_layout import StrictLoadingMixin
 from .configuration_efficientsam3 import EfficientSam3Config
 from .from_teacher import FromTeacherMixin
 from .geometry_encoder import EfficientSam3GeometryEncoder
 from .modeling_efficientsam3_text import EfficientSam3TextModel
-from .modeling_efficientsam3_vision import EfficientSam3VisionModel
+from .modeling_efficientsam3_vision import EfficientSam3VisionModel, fuse_vision_encoder
 
 logger = logging.get_logger(__name__)
 
@@ -108,13 +108,13 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
 
     def fuse(self) -> "EfficientSam3Model":
         """Fold RepViT's parallel branches and batch norms, for inference and export."""
-        self.vision_encoder.fuse()
-        self.config.vision_config.backbone_config.fused = True
+        fuse_vision_encoder(self.vision_encoder)
         return self
 
+    @can_return_tuple
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
-    ) -> EfficientSam3TextOutput:
+    ) -> EfficientSam3TextOutput | tuple:
         """Features of phrases, one row a phrase; pass the result as `text_embeds`.
 
         Args:
@@ -129,7 +129,10 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
         # SAM 3's tower is causal: padding comes last, and no valid token ever sees it.
         causal = self.config.text_config.model_type == "clip_text_model"
         outputs = self.text_encoder(
-            input_ids, attention_mask=None if causal else attention_mask, **kwargs
+            input_ids,
+            attention_mask=None if causal else attention_mask,
+            return_dict=True,
+            **kwargs,
         )
         return EfficientSam3TextOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -149,6 +152,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
             check_vit_image_size(pixel_values, self.config.image_size)
         return self.vision_encoder(pixel_values, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -161,7 +165,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
         input_points: Tensor | None = None,
         input_points_labels: Tensor | None = None,
         image_indices: Tensor | None = None,
-        return_dict: bool | None = None,
+        original_sizes: Tensor | None = None,
         **kwargs,
     ) -> Sam3ImageSegmentationOutput | tuple:
         """Find every instance of each prompt.
@@ -180,6 +184,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
             input_points_labels: (prompts, points), as for boxes.
             image_indices: (prompts,) the image each prompt is about. None: one prompt an image in
                 order, or all prompts for a single image, or a single prompt for all images.
+            original_sizes: Not used; taken so that `model(**processor(...))` works.
         """
         if (pixel_values is None) == (vision_embeds is None):
             raise ValueError("You must specify exactly one of pixel_values or vision_embeds")
@@ -187,9 +192,11 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or text_embeds")
 
         if vision_embeds is None:
-            vision_embeds = self.get_vision_features(pixel_values, **kwargs)
+            vision_embeds = self.get_vision_features(pixel_values, return_dict=True, **kwargs)
         if text_embeds is None:
-            text_embeds = self.get_text_features(input_ids, attention_mask, **kwargs)
+            text_embeds = self.get_text_features(
+                input_ids, attention_mask, return_dict=True, **kwargs
+            )
         levels, positions, vision_outputs = self.unpack_vision(vision_embeds)
         prompt, prompt_mask = self.unpack_text(text_embeds, attention_mask)
         boxes, boxes_labels = check_exemplars("box", input_boxes, input_boxes_labels, 4)
@@ -214,7 +221,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
         output = self.detect(levels, position, prompt, prompt_mask, **kwargs)
         output.vision_hidden_states = vision_outputs.hidden_states
         output.vision_attentions = vision_outputs.attentions
-        return output.to_tuple() if return_dict is False else output
+        return output
 
     def detect(
         self,

@@ -8,8 +8,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto import AutoModel
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
     Sam3LiteTextRepMixerBlock,
+    Sam3LiteTextTextAttention,
     Sam3LiteTextTextModel,
 )
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_efficientsam3 import EfficientSam3TextConfig
 
@@ -25,6 +27,7 @@ class EfficientSam3TextModel(Sam3LiteTextTextModel):
     config_class = EfficientSam3TextConfig
     main_input_name = "input_ids"
     input_modalities = ["text"]
+    _can_record_outputs = {"attentions": Sam3LiteTextTextAttention}
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.token_embedding
@@ -32,13 +35,14 @@ class EfficientSam3TextModel(Sam3LiteTextTextModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.token_embedding = value
 
+    @capture_outputs
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         length = input_ids.shape[1]
         self.check_length(length)
         if self.config.attend_to_padding:

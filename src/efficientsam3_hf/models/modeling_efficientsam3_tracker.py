@@ -8,11 +8,12 @@ from transformers.models.auto import AutoModel
 from transformers.models.sam3_tracker.modeling_sam3_tracker import (
     Sam3TrackerModel,
 )
+from transformers.utils import can_return_tuple
 
 from .checkpoint_layout import TRACKER_RENAMES, StrictLoadingMixin, tracker_weights
 from .configuration_efficientsam3 import EfficientSam3Config, EfficientSam3TrackerConfig
 from .from_teacher import FromTeacherMixin
-from .modeling_efficientsam3_vision import EfficientSam3VisionModel  # noqa: F401  registers it
+from .modeling_efficientsam3_vision import fuse_vision_encoder
 
 
 class EfficientSam3TrackerModel(StrictLoadingMixin, FromTeacherMixin, Sam3TrackerModel):
@@ -38,10 +39,10 @@ class EfficientSam3TrackerModel(StrictLoadingMixin, FromTeacherMixin, Sam3Tracke
 
     def fuse(self) -> "EfficientSam3TrackerModel":
         """Fold RepViT's parallel branches and batch norms, for inference and export."""
-        self.vision_encoder.fuse()
-        self.config.vision_config.backbone_config.fused = True
+        fuse_vision_encoder(self.vision_encoder)
         return self
 
+    @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs):
         """The three maps that the mask decoder reads, flattened to (pixels, batch, channels)."""
         size = self.config.image_size
@@ -51,7 +52,7 @@ class EfficientSam3TrackerModel(StrictLoadingMixin, FromTeacherMixin, Sam3Tracke
                 f"{pixel_values.shape[-1]}. Load it with image_size={pixel_values.shape[-1]}, or "
                 "resize: its prompts are coordinates in the configured size."
             )
-        outputs = super().get_image_features(pixel_values, **kwargs)
+        outputs = super().get_image_features(pixel_values, return_dict=True, **kwargs)
         # transformers keeps the fourth level, and would add the no-memory embedding to that one.
         outputs.fpn_hidden_states = outputs.fpn_hidden_states[:3]
         outputs.fpn_position_encoding = outputs.fpn_position_encoding[:3]

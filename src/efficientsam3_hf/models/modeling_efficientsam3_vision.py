@@ -13,6 +13,7 @@ from transformers.models.sam3.modeling_sam3 import (
     Sam3SinePositionEmbedding,
     Sam3VisionEncoderOutput,
 )
+from transformers.utils import can_return_tuple
 
 from .configuration_efficientsam3 import EfficientSam3BackboneConfig, EfficientSam3VisionConfig
 from .trunks import (
@@ -84,9 +85,10 @@ class EfficientSam3Backbone(PreTrainedModel):
         self.config.fused = True
         return self
 
+    @can_return_tuple
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> EfficientSam3BackboneOutput:
+    ) -> EfficientSam3BackboneOutput | tuple:
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         self.trunk.set_grad_checkpointing(self.gradient_checkpointing and self.training)
@@ -200,21 +202,21 @@ class EfficientSam3VisionModel(PreTrainedModel):
         self.backbone.fuse()
         return self
 
+    @can_return_tuple
     def forward(
-        self, pixel_values: Tensor | None = None, return_dict: bool | None = None, **kwargs
+        self, pixel_values: Tensor | None = None, **kwargs
     ) -> Sam3VisionEncoderOutput | tuple:
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
         self.check_image_size(pixel_values.shape[-2:])
-        backbone_output = self.backbone(pixel_values, **kwargs)
+        backbone_output = self.backbone(pixel_values, return_dict=True, **kwargs)
         levels = self.neck(backbone_output.feature_maps)
-        output = Sam3VisionEncoderOutput(
+        return Sam3VisionEncoderOutput(
             last_hidden_state=self.token_map(backbone_output, levels).flatten(2).transpose(1, 2),
             fpn_hidden_states=levels,
             fpn_position_encoding=tuple(self.encode_positions(level) for level in levels),
             hidden_states=backbone_output.hidden_states,
         )
-        return output.to_tuple() if return_dict is False else output
 
     def check_image_size(self, image_size: tuple[int, int]) -> None:
         """Raise if the neck cannot serve an image of this (height, width)."""
@@ -241,6 +243,13 @@ class EfficientSam3VisionModel(PreTrainedModel):
         # In float32, since bfloat16 cannot count to the 288 rows of the finest level.
         encoding = self.position_encoding((1, *level.shape[1:]), level.device, torch.float32)
         return encoding.to(level.dtype).expand(level.shape[0], -1, -1, -1)
+
+
+def fuse_vision_encoder(encoder: PreTrainedModel) -> None:
+    """Fold the trunk of a model of the family, or say why it cannot be."""
+    if not isinstance(encoder, EfficientSam3VisionModel):
+        raise ValueError(f"Only RepViT trunks can be fused; this is a {type(encoder).__name__}.")
+    encoder.fuse()
 
 
 # Stock heads build their vision encoder through AutoModel, also where this file is remote code.
