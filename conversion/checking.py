@@ -30,9 +30,9 @@ def refuse_misfits(configuration: EfficientSam3Config, weights: Mapping[str, Ten
     if problems:
         listing = "; ".join(problems)
         raise ValueError(
-            f"The weights do not fit the models that are to read them. {listing}. A part of them is "
-            f"incomplete or of another size: compare the file with the original's, or convert one "
-            f"in which each part is whole or left out."
+            f"The weights do not fit the models that are to read them. {listing}. A part of them "
+            f"is incomplete or of another size: compare the file with the original's, or convert "
+            f"one in which each part is whole or left out."
         )
 
 

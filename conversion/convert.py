@@ -2,6 +2,7 @@
 """Turn a released SAM 3 or EfficientSAM3 file into a folder that `from_pretrained` reads."""
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from conversion.manifest import (
     write_manifest,
 )
 from conversion.reading import WeightFile, read_weights
-from conversion.recognition import Variant, recognise
+from conversion.recognition import Variant, fit_parts, recognise
 from conversion.renaming import find_moves
 from conversion.restoring import find_extras
 from conversion.sources import Source, find_donor, find_sources
@@ -81,11 +82,11 @@ def convert(
         name_weights(donor_file.weights).weights if donor_file else None,
         donor.address if donor else None,
     )
-    variant = (
-        recognise(completed.weights, name, context_length)
-        if config is None
-        else Variant("a variant of its own", config, ())
-    )
+    if config is None:
+        variant = recognise(completed.weights, name, context_length)
+    else:
+        variant = Variant("a variant of its own", copy.deepcopy(config), ())
+        fit_parts(variant.config, completed.weights)
     refuse_misfits(variant.config, completed.weights)
     extras = find_extras(file.weights, renamed)
 
@@ -163,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
                 show_progress=not options.quiet,
             )
         except (ValueError, OSError) as error:
-            print(f"error: {source.address}: {error}", file=sys.stderr)
+            which = "" if len(sources) == 1 else f"{source.address}: "
+            print(f"error: {which}{error}", file=sys.stderr)
             failures.append(source.address)
             continue
         print(format_report(record))

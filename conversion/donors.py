@@ -8,6 +8,7 @@ from torch import Tensor
 from .parts import DETECTOR, PARTS, POINT_BRANCH, TRACKER_PARTS, describe_parts, split_parts
 from .renaming import Renamed, rename
 
+MEMORY = "tracker_model.memory_attention."
 HOW_TO_GIVE_A_DONOR = (
     "Add --donor SAM3, where SAM3 is Meta's sam3.pt, a folder or hf:// address of transformers' "
     "facebook/sam3, or any file that holds these keys."
@@ -77,33 +78,40 @@ def _refuse_incomplete(
     parts: Mapping[str, object], source_name: str, donor_name: str | None
 ) -> None:
     missing = [part.name for part in PARTS if part.is_required and part.name not in parts]
-    half_tracker = any(name in parts for name in TRACKER_PARTS)
-    if half_tracker:
-        missing += [name for name in TRACKER_PARTS if name not in parts]
+    lacking = [name for name in TRACKER_PARTS if name not in parts]
+    has_half_a_tracker = len(lacking) == 1
+    if has_half_a_tracker:
+        missing += lacking
     if not missing:
         return
-    also = (
-        "" if half_tracker else " A tracker is missing too, which a concept model can do without."
-    )
-    who = f"Neither {source_name} nor its donor {donor_name} holds" if donor_name else ""
+    who = f"{source_name} lacks the"
+    if donor_name:
+        who = f"Neither {source_name} nor its donor {donor_name} holds the"
+    also = ""
+    if lacking and not has_half_a_tracker:
+        also = f" Missing too, though concepts in images do without: {describe_parts(lacking)}."
     raise ValueError(
-        f"{who or f'{source_name} does not hold'} the {describe_parts(missing)}: no model can be "
-        f"made of it, and nothing is filled in at random.{also} {HOW_TO_GIVE_A_DONOR}"
+        f"{who} {describe_parts(missing)}. Nothing is filled in at random, so no model can be made "
+        f"of it.{also} {HOW_TO_GIVE_A_DONOR}"
     )
 
 
-def _find_notes(parts: Mapping[str, object], donor_name: str | None) -> list[str]:
+def _find_notes(parts: Mapping[str, Mapping[str, Tensor]], donor_name: str | None) -> list[str]:
     notes = []
     if any(name not in parts for name in TRACKER_PARTS):
         who = "Neither the file nor its donor has a" if donor_name else "The file has no"
         notes.append(
-            f"{who} tracker: the folder serves the concept model only. It takes no points, boxes or "
-            f"masks of single objects, and no video."
+            f"{who} tracker: the folder serves the concept model only. It takes no points, boxes "
+            f"or masks of single objects, and no video."
+        )
+    elif not any(name.startswith(MEMORY) for name in parts["tracker"]):
+        notes.append(
+            "The tracker has no memory: it takes points, boxes and masks on images, but no video."
         )
     if POINT_BRANCH not in parts:
         notes.append(
-            "There is no point branch in the geometry encoder (transformers leaves it out of SAM 3): "
-            "the model takes phrases and exemplar boxes, and refuses exemplar points. "
-            "Meta's sam3.pt as the donor has it."
+            "The geometry encoder has no point branch, which transformers leaves out of SAM 3: the "
+            "model takes phrases and exemplar boxes, and refuses exemplar points. Meta's sam3.pt, "
+            "given as the donor, has it."
         )
     return notes

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it i
 import torch
 from torch import Tensor
 
+from conversion.donors import name_weights
 from conversion.folder import EXTRAS_FILE
 from conversion.manifest import read_manifest
 from conversion.reading import read_weights
@@ -40,7 +41,7 @@ def export(folder: Path, output: Path, overwrite: bool = False) -> dict[str, Ten
     extras = folder / EXTRAS_FILE
     record = read_manifest(folder) or {}
     weights = restore(
-        read_weights(folder).weights,
+        name_weights(read_weights(folder).weights).weights,
         read_weights(extras).weights if extras.is_file() else {},
         record.get("converted"),
     )
@@ -59,9 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", metavar="DIR", type=Path, help="folder with config.json and weights"
-    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of a model")
     parser.add_argument("output", metavar="OUT.pt", type=Path, help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     options = parser.parse_args(arguments)

@@ -1,6 +1,7 @@
 """Writes the folder that `from_pretrained` reads: all of it, or nothing."""
 
 import contextlib
+import glob
 import json
 import shutil
 import tempfile
@@ -35,13 +36,10 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     process left there goes when the same target is written again.
     """
     target = Path(target).absolute()
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(
-            f"{target} exists already. Choose another folder, or pass --overwrite."
-        )
+    _refuse_taken(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.partial-"
-    for leftover in target.parent.glob(f"{prefix}*"):
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     partial.chmod(0o755)  # mkdtemp's own folders are for one user alone
@@ -52,11 +50,18 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _refuse_taken(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file. Choose another name for the folder.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise FileExistsError(f"{target} is not empty. Choose another folder, or pass --overwrite.")
+
+
 def _take_place(partial: Path, target: Path) -> None:
     if not target.exists() or not any(target.iterdir()):
         partial.replace(target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent))
     target.replace(aside)
     partial.replace(target)
     shutil.rmtree(aside)
@@ -69,7 +74,7 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path) -> list[Path]:
         weights, filename_pattern="model{suffix}.safetensors", max_shard_size=MAX_SHARD
     )
     for file, names in split.filename_to_tensors.items():
-        save_file({name: weights[name] for name in names}, folder / file, {"format": "pt"})
+        _save({name: weights[name] for name in names}, folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -80,7 +85,7 @@ def write_extras(extras: Mapping[str, Tensor], folder: Path) -> list[Path]:
     """Store what no model reads, but what the way back needs."""
     if not extras:
         return []
-    save_file(_storable(extras), folder / EXTRAS_FILE, {"format": "pt"})
+    _save(_storable(extras), folder / EXTRAS_FILE)
     return [folder / EXTRAS_FILE]
 
 
@@ -92,13 +97,21 @@ def write_companions(configuration: EfficientSam3Config, folder: Path) -> None:
     (folder / "LICENSE.md").write_text(LICENCE)
 
 
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors leaves it to its writer alone
+
+
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, contiguous, none of them lying in another's place."""
-    places: set[int] = set()
+    places: dict[int, list[range]] = {}  # by storage
     result = {}
     for name, tensor in tensors.items():
         tensor = tensor.contiguous()
-        place = tensor.data_ptr()
-        result[name] = tensor.clone() if place in places else tensor
-        places.add(place)
+        start = tensor.data_ptr()
+        place = range(start, start + tensor.nbytes)
+        taken = places.setdefault(tensor.untyped_storage().data_ptr(), [])
+        overlaps = any(place.start < other.stop and other.start < place.stop for other in taken)
+        result[name] = tensor.clone() if overlaps else tensor
+        taken.append(place)
     return result

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .key_tables import CLIP_TEXT, EFFICIENTVIT, MOBILECLIP_TEXT, MODULES, REPVIT, TINYVIT, Module
-from .parts import DETECTOR
 from .recognition import CLIP_POSITIONS, FAMILIES
 from .renaming import LEAF, find_moves
 
@@ -48,8 +47,8 @@ def find_released_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
     if homeless:
         raise ValueError(
             f"{len(homeless)} of {len(weights)} weights have no place in a released file, for "
-            f"example {homeless[:3]}. Only models of the released architecture can be written back: "
-            f"not fused ones, those with the lateral neck, or those with parts of their own."
+            f"example {homeless[:3]}. Only models of the released architecture can be written "
+            f"back: not fused ones, those with the lateral neck, or those with parts of their own."
         )
     found = dict(zip(_flatten_repvit(_number_deconvolutions(found)), found.values(), strict=True))
     keys = {_spell(name): target for name, target in found.items()}
@@ -91,16 +90,14 @@ def _released_names(
 def _expand(
     module: Module, row: InverseRow, match: re.Match[str], ending: str, rows: int
 ) -> dict[str, str]:
-    indices = range(rows) if ROW_MARK in row.target else [None]
+    values = {int(key[1:]): value for key, value in match.groupdict().items()}
     names = {}
-    for index in indices:
-        values = {
-            int(key[1:]): value for key, value in match.groupdict().items() if value is not None
-        }
-        if index is not None:
-            values[1] = str(index)
-        text = [values[piece] if isinstance(piece, int) else piece for piece in row.pieces]
-        target = re.sub(r"\\(\d)", lambda number: values[int(number[1])], row.target)
+    for index in range(rows) if ROW_MARK in row.target else [None]:
+        filled = values if index is None else {1: str(index)}
+        text = [filled[piece] if isinstance(piece, int) else piece for piece in row.pieces]
+        target = row.target
+        for number, value in filled.items():
+            target = target.replace(f"\\{number}", value)
         names[module.source + "".join(text) + ending] = module.target + target + ending
     return names
 
@@ -179,9 +176,8 @@ def _number_deconvolutions(names: Iterable[str]) -> list[str]:
 def _flatten_repvit(names: Iterable[str]) -> list[str]:
     """RepViT's blocks, from timm's stages back into one list."""
     names = list(names)
-    nested = re.compile(
-        rf"{re.escape(TRUNK)}stages\.(\d)\.(downsample\.pre_block|downsample|blocks\.\d+)\.(.+)"
-    )
+    place = r"downsample\.pre_block|downsample|blocks\.\d+"
+    nested = re.compile(rf"{re.escape(TRUNK)}stages\.(\d)\.({place})\.(.+)")
     matches = {name: m for name in names if (m := nested.fullmatch(name))}
     if not any("token_mixer" in name for name in matches):
         return names

@@ -25,16 +25,8 @@ def describe_file(path: Path, show_progress: bool = False) -> dict[str, Any]:
     """Name, size and sha256 of a file."""
     digest = hashlib.sha256()
     size = path.stat().st_size
-    with (
-        path.open("rb") as file,
-        tqdm(
-            total=size,
-            unit="B",
-            unit_scale=True,
-            disable=not show_progress,
-            desc=f"sha256 {path.name}",
-        ) as bar,
-    ):
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not show_progress)
+    with path.open("rb") as file, bar:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,20 +92,28 @@ def _read_torch(path: Path) -> Any:
             f"({path.stat().st_size:,} bytes) with the original's, and fetch it again."
         )
     try:
-        # torch maps archives only; what it wrote before version 1.6 is read whole
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        with warnings.catch_warnings():
+            # whatever protocol a pickle has, it is read as far as it holds weights
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            # torch maps archives only; what it wrote before version 1.6 is read whole
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error: ")[-1].splitlines()[0]
         raise ValueError(
-            f"{path} holds more than weights, or is no file of torch's ({reason}). A pickle can run "
-            f"any program, so nothing of it was run. If you trust where it is from, save its state "
-            f"dict alone with torch.save and convert that."
+            f"{path} holds more than weights, or is no file of torch's ({_reason(error)}). "
+            f"A pickle can run any program, so nothing of it was run. If you trust where it is "
+            f"from, save its state dict alone with torch.save and convert that."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}. It may be damaged or truncated; "
-            f"fetch it again."
+            f"{path} cannot be read: {_reason(error)}. It may be damaged or truncated: fetch it "
+            f"again."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch complains of, without its advice."""
+    text = str(error).split("WeightsUnpickler error: ")[-1].strip()
+    return text.splitlines()[0].rstrip(". ") if text else type(error).__name__
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -95,8 +95,8 @@ def find_trunk(weights: Mapping[str, Tensor]) -> str:
     families = [family for family, key in FAMILIES.items() if key in weights]
     if len(families) != 1 or STUDENT_HEAD not in weights:
         raise ValueError(
-            f"The image trunk is of no known family: {families or 'none'} of {list(FAMILIES)} fits, "
-            f"and its head {'is' if STUDENT_HEAD in weights else 'is not'} there."
+            f"The image trunk is of no known family: {families or 'none'} of {list(FAMILIES)} "
+            f"fits, and its head {'is' if STUDENT_HEAD in weights else 'is not'} there."
         )
     channels = weights[STUDENT_HEAD].shape[1]
     for trunk, timm_name in TRUNKS.items():
@@ -140,8 +140,8 @@ def choose_context(rows: int, wished: int | None) -> int:
         return wished or INTERPOLATED_LENGTH
     if wished is not None and wished != rows:
         raise ValueError(
-            f"The position table has {rows} rows, so phrases have {rows} tokens, not {wished}. Only "
-            f"a table of {INTERPOLATED_ROWS} leaves a choice, since it may be interpolated."
+            f"The position table has {rows} rows, so phrases have {rows} tokens, not {wished}. "
+            f"Only a table of {INTERPOLATED_ROWS} leaves a choice: it may be interpolated."
         )
     return rows
 
@@ -162,8 +162,9 @@ def compose_name(trunk: str, tower: str, context_length: int) -> str:
 
 def refuse_conflict(wished: str, found: str, seen: str) -> None:
     """Raise unless both names stand for one variant."""
+    expected = config(wished)  # an error where the zoo has no such name
     same_base = split_context(wished)[0] == split_context(found)[0]
-    if not same_base or config(wished).context_length != config(found).context_length:
+    if not same_base or expected.context_length != config(found).context_length:
         raise ValueError(
             f"These are the weights of {found!r} ({seen}), not of {wished!r}. Leave --name out, or "
             f"give the file that you mean."
@@ -193,15 +194,13 @@ def fit_vision(
         has_neck = any(name.startswith(prefix) for name in weights)
         if has_neck and not any(name.startswith(f"{prefix}fpn_layers.3.") for name in weights):
             vision.scale_factors = vision.scale_factors[:3]
-            notes.append(
-                f"{prefix}* has three levels; the fourth, which nothing reads, is left out."
-            )
+            notes.append(f"{prefix}* has three levels, without the fourth, which nothing reads.")
         if trunk == VIT:
             vision.backbone_config.layer_norm_eps = VIT_LAYER_NORM_EPS
     if trunk == VIT:
         notes.append(
-            f"Layer norms of the ViT use eps {VIT_LAYER_NORM_EPS}, as in Meta's code; transformers' "
-            f"default is 1e-6."
+            f"Layer norms of the ViT use eps {VIT_LAYER_NORM_EPS}, as in Meta's code; the default "
+            f"of transformers is 1e-6."
         )
     return notes
 

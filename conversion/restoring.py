@@ -95,6 +95,6 @@ def _refuse_different_twins(weights: Mapping[str, Tensor]) -> None:
     for name, twin in TWINS.items():
         if name in weights and twin in weights and not torch.equal(weights[name], weights[twin]):
             raise ValueError(
-                f"{name} and {twin} differ, but a released file has one place for both. They are one "
-                f"fixed table of random frequencies: make them equal again."
+                f"{name} and {twin} differ, but a released file has one place for both. They are "
+                f"one fixed table of random frequencies: make them equal again."
             )

@@ -274,7 +274,7 @@ def show(cost: float) -> str:
 def table(title: str, costs: dict[str, dict[str, float]]) -> str:
     """A Markdown table, a row for each model, that also reads well in a terminal."""
     kinds = next(iter(costs.values()))
-    rows = [["", *kinds], *([name, *map(show, row.values())] for name, row in costs.items())]
+    rows = [["model", *kinds], *([name, *map(show, row.values())] for name, row in costs.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = [f"{title}:", ""]
@@ -357,7 +357,7 @@ def make_parser() -> argparse.ArgumentParser:
     names_help = "names in the zoo, also with -lateral or -ctxN (default: the nine variants)"
     add("names", nargs="*", metavar="NAME", default=NINE_VARIANTS, help=names_help)
     add("--teacher", action="store_true", help=f"also {TEACHER} at 1008 pixels, and ratios to it")
-    add("--device", default=best_device(), help="cuda, mps, cpu, ... (default here: %(default)s)")
+    add("--device", type=device, default=best_device(), help="(default here: %(default)s)")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     add("--attention", default="sdpa", choices=["sdpa", "eager"])
     add("--image-size", type=positive, metavar="N", help="pixels (default: each model's own)")
@@ -370,6 +370,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write all numbers there")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there")
     return parser
+
+
+def device(text: str) -> torch.device:
+    """A device of this machine."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return torch.device(text)
 
 
 def positive(text: str) -> int:
@@ -386,10 +395,8 @@ def main(arguments: Sequence[str]) -> None:
         if not file.parent.is_dir():  # better now than after an hour
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     try:
-        options.device = torch.device(options.device)
-        torch.empty(0, device=options.device)
         configs = {name: configure(name, options.image_size) for name in options.names}
-    except (ValueError, RuntimeError, AssertionError) as error:  # the last two: no such device
+    except ValueError as error:
         parser.error(str(error))
     if options.teacher:
         configs[TEACHER] = Sam3Config()

@@ -191,6 +191,16 @@ class EfficientSam3TrackerConfig(PreTrainedConfig):
     mask_decoder_config: dict | PreTrainedConfig | None = None
     initializer_range: float = 0.02
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers, which finds the tracker's part of a checkpoint for all tasks."""
+        if config_dict.get("model_type") == "efficientsam3":
+            raise ValueError(
+                "This configuration has no tracker_config: the checkpoint serves the concept model "
+                "only."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.prompt_encoder_config.patch_size = self.vision_config.backbone_config.patch_size

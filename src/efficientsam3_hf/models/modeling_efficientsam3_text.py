@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto import AutoModel
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
+    Sam3LiteTextLayerScaledResidual,
     Sam3LiteTextRepMixerBlock,
     Sam3LiteTextTextAttention,
     Sam3LiteTextTextModel,
@@ -28,6 +30,12 @@ class EfficientSam3TextModel(Sam3LiteTextTextModel):
     main_input_name = "input_ids"
     input_modalities = ["text"]
     _can_record_outputs = {"attentions": Sam3LiteTextTextAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Sam3LiteTextLayerScaledResidual):  # transformers forgets it
+            init.constant_(module.layer_scale, self.config.layer_scale_init_value)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.token_embedding

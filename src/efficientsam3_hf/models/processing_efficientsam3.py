@@ -85,6 +85,8 @@ class EfficientSam3Processor(Sam3Processor):
         boxes, boxes_labels = to_lists(input_boxes), to_lists(input_boxes_labels)
         points, points_labels = to_lists(input_points), to_lists(input_points_labels)
         has_exemplars = boxes is not None or points is not None
+        if images is None and phrases is None and not has_exemplars:
+            raise ValueError("There is nothing to process: give images, text, boxes or points.")
         if has_exemplars and sizes is None:
             raise ValueError("Boxes and points need images, or original_sizes, to be measured by.")
 
@@ -117,6 +119,11 @@ class EfficientSam3Processor(Sam3Processor):
         if image_indices is not None:
             encoding["image_indices"] = torch.tensor(image_indices)
         return encoding
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What every call with images and text returns."""
+        return [*super().model_input_names, "original_sizes"]
 
     def encode_phrases(
         self, phrases: str | list | None, boxes: list | None, points: list | None

@@ -1,4 +1,4 @@
-"""The nine convolutional trunks, out of timm, with the three repairs that faithful outputs need.
+"""The nine convolutional trunks, out of timm, repaired for faithful outputs and exports.
 
 A trunk maps an image to four feature maps of stride 4, 8, 16 and 32. Its weights carry timm's
 names, so that timm's ImageNet checkpoints load into it.
@@ -27,6 +27,18 @@ TRUNK_CHANNELS = {
 
 # Of SAM 3's students; timm's default of 1e-5 moves the outputs of EfficientViT-B1 by 0.05.
 LITE_MLA_EPS = 1e-15
+
+
+class GuardedLiteMLA(efficientvit_mit.LiteMLA):
+    """EfficientViT attention that divides by no less than epsilon, also after an export.
+
+    timm adds epsilon, which is the same to rounding. But ONNX's optimizer takes the addition of
+    1e-15 for one of zero and drops it, and where no key meets a query, 0 / 0 is left.
+    """
+
+    def _attn(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.float() @ (k.float().transpose(-1, -2) @ v.float())
+        return (out[..., :-1] / out[..., -1:].clamp(min=self.eps)).to(v.dtype)
 
 
 class PlainAttention(tiny_vit.Attention):
@@ -58,6 +70,7 @@ def build_trunk(name: str, drop_path_rate: float = 0.0, pretrained: bool = False
     )  # timm leaves a norm or pooling there, whose weights nothing would use
     for module in trunk.modules():
         if isinstance(module, efficientvit_mit.LiteMLA):
+            module.__class__ = GuardedLiteMLA
             module.eps = LITE_MLA_EPS
         elif isinstance(module, tiny_vit.Attention):
             module.__class__ = PlainAttention
