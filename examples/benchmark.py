@@ -17,9 +17,9 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,14 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from tqdm import tqdm
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Sam3Config, Sam3Model
+from transformers import AutoModel, Sam3Config, Sam3Model
 
-from efficientsam3_hf import zoo
+from efficientsam3_hf import EfficientSam3Config, EfficientSam3Model, zoo
 from efficientsam3_hf.models.variants import TRUNKS
+
+Config = EfficientSam3Config | Sam3Config
+Model = EfficientSam3Model | Sam3Model
+Costs = Mapping[str, float]
 
 NINE_VARIANTS = [f"efficientsam3-{trunk}" for trunk in TRUNKS]
 TEACHER = "Sam3Model of transformers"
@@ -80,13 +84,13 @@ class Measurement:
         total: `parameters`, also those this task leaves unused, `gflops`, median `milliseconds`
             from pixels to raw outputs, and `cached_milliseconds` from vision features to them.
         parts: The first three of these, by part; timed in passes of their own.
-        ratios: How many times more than this model the teacher costs, if that was asked for.
+        ratios: How many times more than this model the teacher costs; empty without one.
     """
 
     name: str
-    total: dict[str, float]
-    parts: dict[str, dict[str, float]]
-    ratios: dict[str, float] | None = None
+    total: Costs
+    parts: Mapping[str, Costs]
+    ratios: Costs = field(default_factory=dict)
 
 
 class Ledger:
@@ -123,9 +127,7 @@ class Ledger:
         return charged
 
 
-def split(
-    model: PreTrainedModel, run: Callable[[], Any], read: Callable[[], float]
-) -> dict[str, float]:
+def split(model: Model, run: Callable[[], Any], read: Callable[[], float]) -> dict[str, float]:
     """What a meter counts while `run` calls the model, by part."""
     ledger = Ledger(read)
     with ExitStack() as patches:
@@ -139,13 +141,13 @@ def split(
     return ledger.amounts
 
 
-def count_flops(model: PreTrainedModel, run: Callable[[], Any]) -> dict[str, float]:
+def count_flops(model: Model, run: Callable[[], Any]) -> dict[str, float]:
     """FLOPs of each part while `run` calls the model."""
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         return split(model, run, counter.get_total_flops)
 
 
-def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+def count_parameters(model: Model) -> dict[str, int]:
     """Parameters of each part."""
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
@@ -161,7 +163,7 @@ def clock(device: torch.device) -> float:
     return 1000 * time.perf_counter()
 
 
-def predict(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
+def predict(model: Model, inputs: dict[str, Any]) -> Any:
     """Raw outputs of every phrase for one image."""
     if not isinstance(model, Sam3Model):
         return model(**inputs)
@@ -171,7 +173,7 @@ def predict(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
     return [model(vision_embeds=vision, input_ids=i, attention_mask=m) for i, m in phrases]
 
 
-def build(config: PreTrainedConfig, options: argparse.Namespace) -> PreTrainedModel:
+def build(config: Config, options: argparse.Namespace) -> Model:
     """A model with random weights."""
     torch.manual_seed(0)
     with options.device:
@@ -184,7 +186,7 @@ def build(config: PreTrainedConfig, options: argparse.Namespace) -> PreTrainedMo
     return model.eval().requires_grad_(False)
 
 
-def make_inputs(config: PreTrainedConfig, options: argparse.Namespace) -> dict[str, Any]:
+def make_inputs(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """An image of noise, and phrases padded to the model's context length."""
     processor = zoo.processor("sam3" if isinstance(config, Sam3Config) else config)
     phrases = processor(text=["a yellow school bus"] * options.prompts)
@@ -198,8 +200,8 @@ def make_inputs(config: PreTrainedConfig, options: argparse.Namespace) -> dict[s
 
 
 def measure_parts(
-    model: PreTrainedModel, inputs: dict[str, Any], options: argparse.Namespace, progress: tqdm
-) -> dict[str, dict[str, float]]:
+    model: Model, inputs: dict[str, Any], options: argparse.Namespace, progress: tqdm
+) -> dict[str, Costs]:
     """Costs by part, the times from passes that wait for the device between parts."""
     run = partial(predict, model, inputs)
     flops = count_flops(model, run)  # also warms up the passes to come
@@ -229,9 +231,7 @@ def median_time(run: Callable[[], Any], options: argparse.Namespace, progress: t
 
 
 @torch.no_grad()
-def measure(
-    name: str, config: PreTrainedConfig, options: argparse.Namespace, progress: tqdm
-) -> Measurement:
+def measure(name: str, config: Config, options: argparse.Namespace, progress: tqdm) -> Measurement:
     """Cost of a model and of its parts."""
     model, inputs = build(config, options), make_inputs(config, options)
     parts = measure_parts(model, inputs, options, progress)
@@ -246,9 +246,7 @@ def measure(
     return Measurement(label, total, parts)
 
 
-def measure_all(
-    configs: dict[str, PreTrainedConfig], options: argparse.Namespace
-) -> list[Measurement]:
+def measure_all(configs: dict[str, Config], options: argparse.Namespace) -> list[Measurement]:
     """Measure one model after the other, with a line about each as soon as it is done."""
     measurements = []
     passes = 1 + options.repeats + 2 * (options.warmup + options.repeats)
@@ -260,7 +258,7 @@ def measure_all(
             costs = (f"{kind} {show(cost)}" for kind, cost in measurements[-1].total.items())
             progress.write(f"{measurements[-1].name}: {', '.join(costs)}", file=sys.stderr)
     if options.teacher:
-        teacher = measurements[-1].total
+        teacher = measurements[-1].total  # `main` puts it last
         for row in measurements:
             row.ratios = {kind: teacher[kind] / row.total[kind] for kind in teacher}
     return measurements
@@ -271,7 +269,7 @@ def show(cost: float) -> str:
     return f"{cost / 1e6:.2f} M" if isinstance(cost, int) else f"{cost:.1f}"
 
 
-def table(title: str, costs: dict[str, dict[str, float]]) -> str:
+def table(title: str, costs: Mapping[str, Costs]) -> str:
     """A Markdown table, a row for each model, that also reads well in a terminal."""
     kinds = next(iter(costs.values()))
     rows = [["model", *kinds], *([name, *map(show, row.values())] for name, row in costs.items())]
@@ -337,7 +335,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def configure(name: str, image_size: int | None) -> PreTrainedConfig:
+def configure(name: str, image_size: int | None) -> Config:
     """Configuration of a variant, at an image size that it can take."""
     config = zoo.config(name) if image_size is None else zoo.config(name, image_size=image_size)
     vision_config, size = config.vision_config, config.image_size

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import TINY_CLIP, TINY_VIT, tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedConfig, Sam3Config
+from transformers import Sam3Config
 
 from efficientsam3_hf import zoo
 from examples import benchmark
@@ -28,7 +28,7 @@ def teacher_config() -> Sam3Config:
 
 
 def measure_tiny(
-    configs: dict[str, PreTrainedConfig], *arguments: str
+    configs: dict[str, benchmark.Config], *arguments: str
 ) -> list[benchmark.Measurement]:
     return benchmark.measure_all(configs, benchmark.make_parser().parse_args([*QUICK, *arguments]))
 

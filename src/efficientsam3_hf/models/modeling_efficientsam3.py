@@ -114,7 +114,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
-    ) -> EfficientSam3TextOutput | tuple:
+    ) -> EfficientSam3TextOutput:
         """Features of phrases, one row a phrase; pass the result as `text_embeds`.
 
         Args:
