@@ -236,8 +236,10 @@ def measure(name: str, config: Config, options: argparse.Namespace, progress: tq
     model, inputs = build(config, options), make_inputs(config, options)
     parts = measure_parts(model, inputs, options, progress)
     total = {kind: sum(parts[kind].values()) for kind in ("parameters", "gflops")}
-    torch.compiler.reset()  # else every further model counts as a recompilation of the first
-    forward = torch.compile(predict) if options.compile else predict
+    forward = predict
+    if options.compile:
+        torch.compiler.reset()  # else every further model counts as a recompilation of the first
+        forward = torch.compile(predict)
     total["milliseconds"] = median_time(partial(forward, model, inputs), options, progress)
     inputs["vision_embeds"] = model.get_vision_features(inputs.pop("pixel_values"))
     total["cached_milliseconds"] = median_time(partial(forward, model, inputs), options, progress)
@@ -358,13 +360,19 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", type=device, default=best_device(), help="(default here: %(default)s)")
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     add("--attention", default="sdpa", choices=["sdpa", "eager"])
-    add("--image-size", type=positive, metavar="N", help="pixels (default: each model's own)")
-    add("--prompts", type=positive, default=1, metavar="N", help="phrases for the one image")
+    add("--image-size", type=at_least(1), metavar="N", help="pixels (default: each model's own)")
+    add("--prompts", type=at_least(1), default=1, metavar="N", help="phrases for the one image")
     add("--fuse", action="store_true", help="fold the branches of RepViT into one convolution")
     add("--compile", action="store_true", help="torch.compile what is timed from end to end")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: as torch chooses)")
-    add("--warmup", type=int, default=1, metavar="N", help="passes before those timed (default: 1)")
-    add("--repeats", type=positive, default=5, metavar="N", help="passes to time (default: 5)")
+    add("--threads", type=at_least(1), metavar="N", help="CPU threads (default: as torch chooses)")
+    add(
+        "--warmup",
+        type=at_least(0),
+        default=1,
+        metavar="N",
+        help="passes before those timed (default: 1)",
+    )
+    add("--repeats", type=at_least(1), default=5, metavar="N", help="passes to time (default: 5)")
     add("--json", type=Path, metavar="FILE", help="write all numbers there")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there")
     return parser
@@ -379,11 +387,15 @@ def device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is not too small."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -136,7 +136,8 @@ def test_json_and_markdown_hold_the_run(tmp_path, capsys):
         (["efficientsam3-repvit-s-lateral", "--image-size", "200"], "multiples of 16"),
         (["sam3", "--image-size", "500"], "multiples of 14"),
         (["--device", "nonsense"], "--device"),
-        (["--repeats", "0"], "above 0"),
+        (["--repeats", "0"], "from 1 on"),
+        (["--warmup", "-1"], "--warmup"),
         (["--json", "missing/run.json"], "no folder missing"),
     ],
 )
