@@ -31,6 +31,7 @@ from efficientsam3_hf import (
     EfficientSam3TextModel,
     EfficientSam3TrackerModel,
     EfficientSam3VisionModel,
+    zoo,
 )
 from efficientsam3_hf.models import trunks
 
@@ -235,6 +236,18 @@ def test_teacher_may_be_one_of_the_family_or_a_plain_sam3(video_teacher, tmp_pat
     assert torch.equal(
         student.detr_decoder.query_embed.weight, plain.detr_decoder.query_embed.weight
     )
+
+
+def test_teacher_may_be_a_folder_of_the_family(tmp_path):
+    model, tracker = tiny_model(TINY_VIT, TINY_CLIP), tiny_tracker(TINY_VIT)
+    backbone = model.vision_encoder.backbone.state_dict()
+    tracker.vision_encoder.backbone.load_state_dict(backbone)
+    zoo.save(model.config, tmp_path, model, tracker)
+
+    student = EfficientSam3TrackerModel.from_teacher(tmp_path, tiny_config())
+
+    assert student.fresh_parts == ("vision_encoder.backbone",)
+    assert torch.equal(student.no_memory_embedding, tracker.no_memory_embedding)
 
 
 def test_what_starts_fresh_is_said(video_teacher, caplog):

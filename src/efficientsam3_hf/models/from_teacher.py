@@ -1,7 +1,9 @@
 """Starting a student from SAM 3: every weight that the student keeps is the teacher's."""
 
+import os
+
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoint_layout import detector_weights
@@ -17,7 +19,9 @@ class FromTeacherMixin:
     fresh_parts: tuple[str, ...] = ()
 
     @classmethod
-    def from_teacher(cls, teacher: PreTrainedModel | str, student, pretrained_trunk: bool = False):
+    def from_teacher(
+        cls, teacher: PreTrainedModel | str | os.PathLike, student, pretrained_trunk: bool = False
+    ):
         """A student that has every weight of SAM 3 it keeps; the rest starts fresh.
 
         Args:
@@ -26,8 +30,9 @@ class FromTeacherMixin:
             pretrained_trunk: Start the trunk from timm's ImageNet weights (fetched from the Hub)
                 instead of at random.
         """
-        if isinstance(teacher, str):
-            teacher = AutoModel.from_pretrained(teacher)
+        if isinstance(teacher, str | os.PathLike):
+            is_family = AutoConfig.from_pretrained(teacher).model_type == "efficientsam3"
+            teacher = (cls if is_family else AutoModel).from_pretrained(teacher)
         if isinstance(student, str):
             student = zoo_config(student)
         model = cls(student)
@@ -87,5 +92,5 @@ def part_of(name: str) -> str:
     >>> part_of("geometry_encoder.points_pool_project.bias")
     'geometry_encoder.points_pool_project'
     """
-    modules = name.split(".")[:-1]
-    return ".".join(modules[:2]) if modules[0] not in ("text_encoder",) else modules[0]
+    modules = name.split(".")[:-1] or [name]
+    return ".".join(modules[:2]) if modules[0] != "text_encoder" else modules[0]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.models.auto import AutoImageProcessor
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
@@ -47,8 +48,9 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
         """One image of any kind to channels first."""
         if do_convert_rgb:  # not for segmentation maps, whose values are labels
             check_finite(image)
-            image = to_eight_bits(image)
-        image = super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
+            image = to_rgb(to_eight_bits(image), input_data_format)
+            input_data_format = ChannelDimension.FIRST
+        image = super().process_image(image, False, input_data_format, device, **kwargs)
         if min(image.shape[-2:]) == 0:
             raise ValueError(f"An image of {image.shape[-2]} x {image.shape[-1]} pixels is empty.")
         return image
@@ -135,9 +137,29 @@ def to_eight_bits(image):
         return to_bytes(image) * 255
     if kind in "iu" and image.itemsize > 1:
         return to_bytes(image // 257 if image.max() > 255 else image)
-    if kind == "f" and 4 in (image.shape[0], image.shape[-1]):
-        return to_bytes(image.round())  # transformers would take transparent floats for shares of 1
     return image
+
+
+def to_rgb(image, input_data_format=None) -> Tensor:
+    """An image of any kind as (3, height, width), transparent pixels laid over white.
+
+    transformers 5.20 leaves grey and transparent arrays as they are, and drops PIL's transparency.
+    """
+    if isinstance(image, Image.Image):
+        is_transparent = "A" in image.getbands() or "transparency" in image.info
+        image = np.array(image.convert("RGBA" if is_transparent else "RGB"))
+        input_data_format = ChannelDimension.LAST
+    image = torch.as_tensor(image)
+    if image.ndim == 2:
+        image, input_data_format = image[None], ChannelDimension.FIRST
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    if input_data_format == ChannelDimension.LAST:
+        image = image.movedim(-1, 0)
+    if image.shape[0] == 4:
+        alpha = image[3:] / 255
+        image = (alpha * image[:3] + (1 - alpha) * 255).round().to(image.dtype)
+    return image.expand(3, -1, -1)
 
 
 def check_finite(image) -> None:

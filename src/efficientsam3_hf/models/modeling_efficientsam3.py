@@ -256,7 +256,9 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
         )
         queries = decoded.intermediate_hidden_states[-1]
         offsets = self.detr_decoder.box_head(queries)
-        boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes[-1]) + offsets).sigmoid()
+        # In float32: a share of the image in bfloat16 is 16 pixels wide.
+        anchors = inverse_sigmoid(decoded.reference_boxes[-1].float())
+        boxes_cxcywh = (anchors + offsets.float()).sigmoid()
         logits = self.dot_product_scoring(queries[None], encoded.text_features, prompt_mask)
         masks = self.mask_decoder(
             decoder_queries=queries,

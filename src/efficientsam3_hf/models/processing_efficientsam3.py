@@ -152,13 +152,12 @@ class EfficientSam3Processor(Sam3Processor):
         }
 
     def warn_of_truncation(self, phrases: list[str], mask: Tensor, length: int) -> None:
-        """Say once that a phrase was too long."""
-        for phrase, row in zip(phrases, mask, strict=False):
+        """Say once, and not once for each of them, that phrases are too long."""
+        for phrase, row in zip(phrases, mask, strict=True):
             if row.all() and len(self.tokenizer.tokenize(phrase)) + 2 > length:
                 logger.warning_once(
-                    f"A phrase is longer than the context of {length} tokens and is cut, e.g. "
-                    f"{phrase!r}. Models with a longer context have names that end in -ctx32 or "
-                    "-ctx77."
+                    f"Phrases longer than the context of {length} tokens are cut. Models with a "
+                    "longer context have names that end in -ctx32 or -ctx77."
                 )
                 return
 
