@@ -1,5 +1,6 @@
 """The model zoo: names, their configurations and processors, and the Hub folders they stand for."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -40,22 +41,40 @@ def save(
     """Write the Hub folder of a variant: configuration, processor, tokenizer, and weights if given.
 
     Args:
-        variant: Name in the zoo, or a configuration made from one.
+        variant: Name in the zoo, or a configuration made from one. Beside a model, whose own
+            configuration counts, it is not looked at.
         folder: Where to write.
-        model: Concept model whose weights to store.
+        model: Concept model whose weights to store. Without a tracker beside it, the folder serves
+            the concept model only.
         tracker: Tracker whose weights to store beside them; its trunk must be the model's, and is
             stored once.
     """
-    configuration = config(variant) if isinstance(variant, str) else variant
-    if model is None and tracker is not None:
-        raise ValueError("A tracker shares its trunk with the concept model: give that too.")
     if model is None:
+        if tracker is not None:
+            raise ValueError("A tracker shares its trunk with the concept model: give that too.")
+        configuration = config(variant) if isinstance(variant, str) else variant
         configuration.save_pretrained(folder)
-    elif tracker is None:
-        model.save_pretrained(folder)
     else:
-        weights = join_weights(model.state_dict(), tracker.state_dict())
-        model.config.tracker_config = tracker.config
-        model.save_pretrained(folder, state_dict=weights)
+        configuration = copy.deepcopy(model.config)
+        configuration.tracker_config = None if tracker is None else copy.deepcopy(tracker.config)
+        save_weights(model, configuration, folder, tracker)
     processor(configuration).save_pretrained(folder)
     return Path(folder)
+
+
+def save_weights(
+    model: EfficientSam3Model,
+    configuration: EfficientSam3Config,
+    folder: str | os.PathLike,
+    tracker: EfficientSam3TrackerModel | None,
+) -> None:
+    """Write weights under a configuration that is not the model's own, which stays as it is."""
+    weights = None
+    if tracker is not None:
+        weights = join_weights(model.state_dict(), tracker.state_dict())
+    own = model.config
+    model.config = configuration
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.config = own

@@ -114,7 +114,7 @@ class TestText(CommonTests, unittest.TestCase):
     hidden_size = WIDTH
     seq_length = TOKENS
     has_attentions = True
-    test_resize_embeddings = False
+    test_resize_embeddings = False  # the vocabulary is CLIP's, and the end token its highest id
     test_bc_torch_dtype = ModelTesterMixin.test_bc_torch_dtype
     test_torch_export = ModelTesterMixin.test_torch_export
     test_can_init_all_missing_weights = ModelTesterMixin.test_can_init_all_missing_weights
