@@ -105,8 +105,8 @@ def check_every_part(
     if kept - found:
         raise ValueError(
             f"The teacher, a {teacher}, has no weights for {', '.join(sorted(kept - found))}, "
-            "which the student would keep. A concept model starts from a SAM 3 with its detector, a "
-            "tracker from one with its tracker (a folder of SAM 3 has both)."
+            "which the student would keep. Concept models start from a SAM 3 with its detector, "
+            "trackers from one with its tracker (a folder of SAM 3 has both)."
         )
 
 
