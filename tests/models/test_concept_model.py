@@ -256,9 +256,9 @@ def test_vision_features_are_saved_and_reused(model, tmp_path):
     expected = model(pixel_values=pixels(2), **text)
     levels = model.get_vision_features(pixels(2)).fpn_hidden_states[:3]
 
-    save_file(
-        {f"level_{i}": level for i, level in enumerate(levels)}, tmp_path / "image.safetensors"
-    )
+    # safetensors takes no tensor in channels-last order, in which maps of the `sam3` neck are.
+    levels = {f"level_{i}": level.contiguous() for i, level in enumerate(levels)}
+    save_file(levels, tmp_path / "image.safetensors")
     stored = load_file(tmp_path / "image.safetensors")
 
     levels = [stored[f"level_{i}"] for i in range(3)]

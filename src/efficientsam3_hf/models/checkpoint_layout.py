@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoModel
 
 DETECTOR_PREFIX = "detector_model."
@@ -127,8 +128,10 @@ class PartLoadingMixin(StrictLoadingMixin):
 
         Weights missing, left over or misshaped are errors that name them.
         """
-        options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
-        stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **options)
+        stored = {}
+        if pretrained_model_name_or_path is not None:  # with it, transformers takes a state_dict
+            options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
+            stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **options)
         if stored.get("model_type") not in WHOLE_MODELS:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         loaded = AutoModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -28,10 +28,10 @@ class CompositeConfig:
 
 def without_origin(nested: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of a nested configuration without the path and precision of a checkpoint."""
+    forgotten = {"_name_or_path": "", "dtype": None}
     return {
-        name: without_origin(value) if isinstance(value, dict) else value
+        name: without_origin(value) if isinstance(value, dict) else forgotten.get(name, value)
         for name, value in nested.items()
-        if name not in ("_name_or_path", "dtype")
     }
 
 
