@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from .hub.model_card import write_model_card
 from .models.checkpoint_layout import join_weights
 from .models.configuration_efficientsam3 import EfficientSam3Config
 from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
@@ -37,7 +38,7 @@ def save(
     model: EfficientSam3Model | None = None,
     tracker: EfficientSam3TrackerModel | None = None,
 ) -> Path:
-    """Write the Hub folder of a variant: configuration, processor, tokenizer, and weights if given.
+    """Write the Hub folder of a variant: configuration, processor, tokenizer, card, any weights.
 
     Args:
         variant: Name in the zoo, or a configuration made from one.
@@ -58,4 +59,5 @@ def save(
         model.config.tracker_config = tracker.config
         model.save_pretrained(folder, state_dict=weights)
     processor(configuration).save_pretrained(folder)
+    write_model_card(folder)
     return Path(folder)
