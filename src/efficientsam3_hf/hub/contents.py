@@ -1,4 +1,4 @@
-"""What a folder of weights holds: configuration, parameters, records. No weight is read."""
+"""What a folder of weights holds: configuration, parameters, records. No weight is loaded."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import safe_open
 
 from ..models.configuration_efficientsam3 import EfficientSam3Config, EfficientSam3TrackerConfig
@@ -35,6 +36,7 @@ class Folder:
         dtypes: How the parameters are stored.
         size: Bytes of the weights.
         manifest: The record of a conversion.
+        is_changed: Whether the weights are others than that conversion wrote.
         training: Stages of training, in their order.
         has_remote_code: Whether the code lies beside the weights.
     """
@@ -44,6 +46,7 @@ class Folder:
     dtypes: tuple[str, ...]
     size: int
     manifest: dict[str, Any] | None
+    is_changed: bool
     training: list[TrainingRecord]
     has_remote_code: bool
 
@@ -99,12 +102,14 @@ def read_folder(folder: Path) -> Folder:
     weights = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     is_concept = fields["model_type"] == EfficientSam3Config.model_type
     modules, dtypes = count_parameters(weights, is_concept)
+    manifest = _read_json(folder / MANIFEST_FILE)
     return Folder(
         config=kinds[fields["model_type"]].from_pretrained(folder),
         modules=modules,
         dtypes=dtypes,
         size=sum(path.stat().st_size for path in weights),
-        manifest=_read_json(folder / MANIFEST_FILE),
+        manifest=manifest,
+        is_changed=manifest is not None and _is_changed(weights, manifest),
         training=read_training(folder),
         has_remote_code="auto_map" in fields,
     )
@@ -140,6 +145,15 @@ def _module_of(name: str, is_concept: bool) -> str:
         name = f"tracker_model.{name}"
     depth = 2 if name.startswith(("vision_encoder.", "tracker_model.")) else 1
     return ".".join(name.split(".")[:depth])
+
+
+def _is_changed(weights: Sequence[Path], manifest: dict[str, Any]) -> bool:
+    written = {file["file"]: file["sha256"] for file in manifest["target"]}
+    for path in weights:
+        with path.open("rb") as file:
+            if sha_fileobj(file).hex() != written.get(path.name):
+                return True
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

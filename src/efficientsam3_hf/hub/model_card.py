@@ -211,10 +211,10 @@ def card_text(held: Folder, name: str, repo: str, results: Sequence[Result]) -> 
         "image_size": config.image_size,
         "context_length": config.context_length if held.is_concept else None,
         "attends_to_padding": held.has_own_text and config.text_config.attend_to_padding,
-        "donated": prose(", ".join(donated)).capitalize(),
-        "donated_count": len(donated),
+        "donated": prose(", ".join(donated)),
         "training": held.training,
         "manifest": held.manifest,
+        "is_changed": held.is_changed,
         "origins": describe_origins(held.manifest),
         "text_licence": describe_text_licence(held),
     }
