@@ -4,6 +4,7 @@ import copy
 import os
 from pathlib import Path
 
+from .hub.model_card import write_model_card
 from .models.checkpoint_layout import join_weights
 from .models.configuration_efficientsam3 import EfficientSam3Config
 from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
@@ -38,7 +39,7 @@ def save(
     model: EfficientSam3Model | None = None,
     tracker: EfficientSam3TrackerModel | None = None,
 ) -> Path:
-    """Write the Hub folder of a variant: configuration, processor, tokenizer, and weights if given.
+    """Write the Hub folder of a variant: configuration, processor, tokenizer, card, any weights.
 
     Args:
         variant: Name in the zoo, or a configuration made from one. Beside a model, whose own
@@ -59,6 +60,7 @@ def save(
         configuration.tracker_config = None if tracker is None else copy.deepcopy(tracker.config)
         save_weights(model, configuration, folder, tracker)
     processor(configuration).save_pretrained(folder)
+    write_model_card(folder)
     return Path(folder)
 
 
