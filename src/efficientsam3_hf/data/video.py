@@ -151,11 +151,11 @@ class FileVideo(Video):
                         continue  # between the key frame and the first that is wanted
                     if decoded.is_corrupt:
                         raise ValueError(self.damage(index, "its data are incomplete"))
-                    if self.stop is not None and index >= self.stop:
-                        return
                     if index >= self.start and (index - self.start) % self.step == 0:
                         yield Frame(index, decoded.time, decoded.to_ndarray(format="rgb24"))
                     index += 1
+                    if index == self.stop:  # at once, before what may be damaged is decoded
+                        return
             except av.FFmpegError as error:
                 raise ValueError(self.damage(index, str(error))) from error
 
