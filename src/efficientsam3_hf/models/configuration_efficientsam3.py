@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
+
 
 @strict
 class EfficientSam3BackboneConfig(PreTrainedConfig):
@@ -226,6 +228,8 @@ class EfficientSam3Config(PreTrainedConfig):
             `{"model_type": "sam3_vision_model"}` is SAM 3's ViT.
         text_config: Text tower; `{"model_type": "clip_text_model", ...}` is SAM 3's own.
         tracker_config: The tracker that shares this checkpoint, where there is one.
+        tracker_video_config: The tracker in video that shares this checkpoint; None for one like
+            `tracker_config` with SAM 3's own memory.
         always_encode_geometry: Run the geometry encoder for every prompt, so that a phrase alone
             carries its CLS token, as in Meta's code and in all training. False reproduces
             transformers' `Sam3Model`, which runs it only where there are boxes.
@@ -252,6 +256,9 @@ class EfficientSam3Config(PreTrainedConfig):
         "tracker_config": SubConfigSpec(
             config_class=AutoConfig, model_type="efficientsam3_tracker", optional=True
         ),
+        "tracker_video_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="efficientsam3_tracker_video", optional=True
+        ),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -261,6 +268,7 @@ class EfficientSam3Config(PreTrainedConfig):
     detr_decoder_config: dict | PreTrainedConfig | None = None
     mask_decoder_config: dict | PreTrainedConfig | None = None
     tracker_config: dict | PreTrainedConfig | None = None
+    tracker_video_config: dict | PreTrainedConfig | None = None
     always_encode_geometry: bool = True
     has_point_branch: bool = True
     initializer_range: float = 0.02
@@ -286,8 +294,9 @@ class EfficientSam3Config(PreTrainedConfig):
     @image_size.setter
     def image_size(self, value: int) -> None:
         self.vision_config.image_size = value
-        if self.tracker_config is not None:
-            self.tracker_config.image_size = value
+        for tracker in (self.tracker_config, self.tracker_video_config):
+            if tracker is not None:
+                tracker.image_size = value
 
     @property
     def context_length(self) -> int:
@@ -301,6 +310,7 @@ CONFIGURATIONS = (
     EfficientSam3VisionConfig,
     EfficientSam3TextConfig,
     EfficientSam3TrackerConfig,
+    EfficientSam3TrackerVideoConfig,
     EfficientSam3Config,
 )
 
