@@ -8,6 +8,10 @@ from .models.configuration_efficientsam3 import EfficientSam3Config
 from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
 from .models.modeling_efficientsam3 import EfficientSam3Model
 from .models.modeling_efficientsam3_tracker import EfficientSam3TrackerModel
+from .models.modeling_efficientsam3_tracker_video import (
+    EfficientSam3TrackerVideoModel,
+    image_tracker_config,
+)
 from .models.processing_efficientsam3 import EfficientSam3Processor
 from .models.variants import config, names
 from .tokenizer import build_tokenizer
@@ -35,7 +39,7 @@ def save(
     variant: str | EfficientSam3Config,
     folder: str | os.PathLike,
     model: EfficientSam3Model | None = None,
-    tracker: EfficientSam3TrackerModel | None = None,
+    tracker: EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel | None = None,
 ) -> Path:
     """Write the Hub folder of a variant: configuration, processor, tokenizer, and weights if given.
 
@@ -44,7 +48,7 @@ def save(
         folder: Where to write.
         model: Concept model whose weights to store.
         tracker: Tracker whose weights to store beside them; its trunk must be the model's, and is
-            stored once.
+            stored once. One in video has all weights of one on images, and serves both.
     """
     configuration = config(variant) if isinstance(variant, str) else variant
     if model is None and tracker is not None:
@@ -55,7 +59,9 @@ def save(
         model.save_pretrained(folder)
     else:
         weights = join_weights(model.state_dict(), tracker.state_dict())
-        model.config.tracker_config = tracker.config
+        model.config.tracker_config = image_tracker_config(tracker.config)
+        if isinstance(tracker, EfficientSam3TrackerVideoModel):
+            model.config.tracker_video_config = tracker.config
         model.save_pretrained(folder, state_dict=weights)
     processor(configuration).save_pretrained(folder)
     return Path(folder)

@@ -125,6 +125,12 @@ class EfficientSam3TrackerVideoConfig(PreTrainedConfig):
         """Refuse sizes that do not fit together."""
         if self.num_maskmem < 1:
             raise ValueError(f"num_maskmem={self.num_maskmem}: a tracker needs at least 1 memory.")
+        width, channels = self.vision_config.fpn_hidden_size, self.memory_encoder_output_channels
+        if width % channels:
+            raise ValueError(
+                f"vision_config.fpn_hidden_size={width} must be a multiple of "
+                f"memory_encoder_output_channels={channels}: object pointers are cut into tokens."
+            )
         if self.memory == "perceiver":
             self.check_perceiver()
 

@@ -17,6 +17,7 @@ from .configuration_efficientsam3 import (
     EfficientSam3TrackerConfig,
     EfficientSam3VisionConfig,
 )
+from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
 
 # Masks resized at a time: bounds memory where hundreds of instances meet a large photograph.
 MASKS_AT_ONCE = 16
@@ -184,7 +185,12 @@ def resize_masks(logits: Tensor, size: tuple[int, int] | None, threshold: float)
     return masks
 
 
-for _configuration in (EfficientSam3Config, EfficientSam3TrackerConfig, EfficientSam3VisionConfig):
+for _configuration in (
+    EfficientSam3Config,
+    EfficientSam3TrackerConfig,
+    EfficientSam3TrackerVideoConfig,
+    EfficientSam3VisionConfig,
+):
     AutoImageProcessor.register(
         _configuration, fast_image_processor_class=EfficientSam3ImageProcessor, exist_ok=True
     )

@@ -29,7 +29,7 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
 from transformers.utils import can_return_tuple
 
 from .checkpoint_layout import TRACKER_RENAMES, StrictLoadingMixin, tracker_weights
-from .configuration_efficientsam3 import EfficientSam3Config
+from .configuration_efficientsam3 import EfficientSam3Config, EfficientSam3TrackerConfig
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig, tracker_part
 from .from_teacher import FromTeacherMixin
 from .memory_attention import EfficientSam3MemoryAttention
@@ -970,6 +970,19 @@ def tracker_video_config(
     result = EfficientSam3TrackerVideoConfig.from_dict({**part, **fields})
     result._attn_implementation = config._attn_implementation
     return result
+
+
+def image_tracker_config(
+    config: EfficientSam3TrackerConfig | EfficientSam3TrackerVideoConfig,
+) -> EfficientSam3TrackerConfig:
+    """Configuration of the tracker on images that shares its weights with one in video."""
+    if isinstance(config, EfficientSam3TrackerConfig):
+        return config
+    parts = config.to_dict()
+    return EfficientSam3TrackerConfig(
+        **{name: parts[name] for name in EfficientSam3TrackerConfig.sub_configs_defaults},
+        initializer_range=config.initializer_range,
+    )
 
 
 # Names in a checkpoint that holds all tasks. Alone, a tracker is all under `tracker_model.`.
