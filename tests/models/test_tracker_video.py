@@ -24,6 +24,7 @@ from tiny import (
 from torch import Tensor
 from transformers import (
     AutoModel,
+    AutoProcessor,
     Sam2VideoVideoProcessor,
     Sam3ImageProcessor,
     Sam3TrackerVideoConfig,
@@ -222,7 +223,9 @@ def test_a_stream_equals_that_of_transformers(stock, same):
     )
     ours = session()
     theirs.add_point_inputs(
-        theirs.obj_id_to_idx(5), 0, {"point_coords": BOX[0][None, None], "point_labels": BOX[1][None, None]}
+        theirs.obj_id_to_idx(5),
+        0,
+        {"point_coords": BOX[0][None, None], "point_labels": BOX[1][None, None]},
     )
     theirs.obj_with_new_inputs = [5]
     ours.add_points(5, 0, *BOX)
@@ -230,9 +233,7 @@ def test_a_stream_equals_that_of_transformers(stock, same):
     for frame in CLIP[:20]:
         expected, outputs = stock(theirs, frame=frame), same(ours, frame=frame)
         assert outputs.frame_idx == expected.frame_idx
-        torch.testing.assert_close(
-            outputs.pred_masks, expected.pred_masks, atol=1e-3, rtol=1e-3
-        )
+        torch.testing.assert_close(outputs.pred_masks, expected.pred_masks, atol=1e-3, rtol=1e-3)
 
 
 def test_a_correction_equals_that_of_transformers_in_its_own_frame(stock, same):
@@ -642,9 +643,7 @@ def test_clicks_of_objects_with_fewer_of_them_are_not_padded():
 
     assert video.objects[1].prompts[0].labels.tolist() == [1, 0]
     assert video.objects[2].prompts[0].labels.tolist() == [1]
-    torch.testing.assert_close(
-        video.objects[1].prompts[0].points[0], torch.tensor([56.0, 56.0])
-    )
+    torch.testing.assert_close(video.objects[1].prompts[0].points[0], torch.tensor([56.0, 56.0]))
 
 
 @pytest.mark.parametrize(
@@ -701,6 +700,8 @@ def test_calls_that_make_no_sense_are_errors_that_say_why(dense):
         next(dense.propagate_in_video_iterator(video))
     with pytest.raises(ValueError, match="A stream has no end"):
         next(dense.propagate_in_video_iterator(stream))
+    with pytest.raises(ValueError, match="either an inference_session or, of clips, pixel_values"):
+        dense()
     with pytest.raises(ValueError, match="Give a frame of a stream"):
         dense(stream)
     with pytest.raises(ValueError, match="whole video; a stream starts without one"):
@@ -790,11 +791,15 @@ def test_one_folder_serves_images_and_video(memory: str, tmp_path):
     assert stored < 4.1 * (parameters - trunk) + 200_000  # names and buffers
 
 
-def test_a_tracker_alone_is_saved_and_loaded(perceiver, tmp_path):
+def test_a_tracker_alone_is_saved_and_loaded_with_its_processor(perceiver, tmp_path):
     perceiver.save_pretrained(tmp_path)
+    processors()[1].save_pretrained(tmp_path)
 
     loaded = AutoModel.from_pretrained(tmp_path).eval()
 
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, EfficientSam3TrackerVideoProcessor)
+    assert processor.target_size == SIZE
     assert isinstance(loaded, EfficientSam3TrackerVideoModel)
     torch.testing.assert_close(tracked(loaded), tracked(perceiver), atol=1e-3, rtol=1e-3)
 

@@ -8,6 +8,7 @@ objects that remember different numbers of frames go through in one pass.
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import attend
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
@@ -58,7 +59,9 @@ class EfficientSam3MemoryAttention(nn.Module):
             )
         rotation = Rotation.of_grid(self.config, features.device)
         key_rotation = Rotation.of_memory(self.config, features.device).repeat(num_frames)
-        mask = None if valid is None else valid[:, None, None, :].expand(-1, 1, features.shape[1], -1)
+        mask = (
+            None if valid is None else valid[:, None, None, :].expand(-1, 1, features.shape[1], -1)
+        )
 
         hidden_states = features + 0.1 * positions
         for layer in self.layers:
@@ -68,7 +71,7 @@ class EfficientSam3MemoryAttention(nn.Module):
         return self.layer_norm(hidden_states)
 
 
-class EfficientSam3MemoryAttentionLayer(nn.Module):
+class EfficientSam3MemoryAttentionLayer(GradientCheckpointingLayer):
     """Self-attention, attention to the memory, feed-forward; each with its norm before it."""
 
     def __init__(self, config: EfficientSam3TrackerVideoConfig):
@@ -200,7 +203,9 @@ class Rotation:
         pairs = turned.unflatten(-1, (-1, 2))
         quarter_turn = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
         turned = (turned * self.cosine + quarter_turn * self.sine).to(tokens.dtype)
-        return turned if count == tokens.shape[-2] else torch.cat([turned, tokens[..., count:, :]], -2)
+        return (
+            turned if count == tokens.shape[-2] else torch.cat([turned, tokens[..., count:, :]], -2)
+        )
 
 
 def grid_angles(config: EfficientSam3TrackerVideoConfig, sides: Tensor) -> Tensor:
