@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 
-from efficientsam3_hf import EfficientSam3Config, EfficientSam3Model, EfficientSam3TrackerModel
+from efficientsam3_hf import (
+    EfficientSam3Config,
+    EfficientSam3Model,
+    EfficientSam3TrackerModel,
+    EfficientSam3TrackerVideoConfig,
+    EfficientSam3TrackerVideoModel,
+)
 
 WIDTH = 32
 HEADS = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 64}
@@ -106,3 +112,67 @@ def stir(model: torch.nn.Module) -> Any:
             elif name.endswith("running_var"):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     return model.eval()
+
+
+MEMORY_WIDTH = 16
+
+
+def tiny_video_config(
+    memory: str = "dense", vision: dict[str, Any] | None = None, **fields: Any
+) -> EfficientSam3TrackerVideoConfig:
+    """A tracker in video that runs in milliseconds: grid 8, memories of 64 or 4 + 9 tokens."""
+    parts = tiny_config(vision).tracker_config.to_dict()
+    sizes = {
+        "memory_attention_hidden_size": WIDTH,
+        "memory_attention_num_layers": 2,
+        "memory_attention_feed_forward_hidden_size": 64,
+        "memory_encoder_hidden_size": WIDTH,
+        "memory_encoder_output_channels": MEMORY_WIDTH,
+        "mask_downsampler_embed_dim": WIDTH,
+        "memory_fuser_embed_dim": WIDTH,
+        "memory_fuser_intermediate_dim": 64,
+        "perceiver_resampler_num_latents": 4,
+        "perceiver_resampler_num_latents_2d": 9,
+        "perceiver_resampler_hidden_size": MEMORY_WIDTH,
+        "perceiver_resampler_mlp_intermediate_size": 32,
+    }
+    names = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    return EfficientSam3TrackerVideoConfig(
+        **{name: parts[name] for name in names}, **{**sizes, "memory": memory, **fields}
+    )
+
+
+def tiny_tracker_video(*args: Any, **fields: Any) -> EfficientSam3TrackerVideoModel:
+    """A tracker in video with weights large enough that masks depend on memories.
+
+    It sees its objects, for the masks of absent ones say nothing.
+    """
+    torch.manual_seed(0)
+    return see_objects(stir(EfficientSam3TrackerVideoModel(tiny_video_config(*args, **fields))))
+
+
+def see_objects(tracker: Any, shift: float = 3.0) -> Any:
+    """Shift the score of whether an object is there to where random weights say yes."""
+    with torch.no_grad():
+        tracker.mask_decoder.pred_obj_score_head.proj_out.bias.add_(shift)
+    return tracker
+
+
+def moving_squares(num_frames: int, num_objects: int = 2, size: int = 112) -> tuple[Any, Any]:
+    """A clip (frames, 3, size, size) of bright squares that drift, and their masks.
+
+    The masks are (frames, objects, size, size). Frames are noisy, each in its own way.
+    """
+    generator = torch.Generator().manual_seed(7)
+    clip = 0.3 * torch.randn(num_frames, 3, size, size, generator=generator)
+    masks = torch.zeros(num_frames, num_objects, size, size, dtype=torch.bool)
+    side = size // 5
+    for time in range(num_frames):
+        for index in range(num_objects):
+            across = index % 2 == 1
+            along = (size // 8 + 2 * time) % (size - side)
+            beside = size // 8 + index * size // (num_objects + 1)
+            top, left = (beside, along) if across else (along, beside)
+            masks[time, index, top : top + side, left : left + side] = True
+            clip[time, index % 3][masks[time, index]] += 1.5
+    return clip, masks

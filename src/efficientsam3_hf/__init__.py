@@ -15,18 +15,22 @@ if TYPE_CHECKING:
         EfficientSam3Config,
         EfficientSam3TextConfig,
         EfficientSam3TrackerConfig,
+        EfficientSam3TrackerVideoConfig,
         EfficientSam3VisionConfig,
     )
     from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
     from .models.modeling_efficientsam3 import EfficientSam3Model
     from .models.modeling_efficientsam3_text import EfficientSam3TextModel
     from .models.modeling_efficientsam3_tracker import EfficientSam3TrackerModel
+    from .models.modeling_efficientsam3_tracker_video import EfficientSam3TrackerVideoModel
     from .models.modeling_efficientsam3_vision import (
         EfficientSam3Backbone,
         EfficientSam3VisionModel,
     )
     from .models.processing_efficientsam3 import EfficientSam3Processor
     from .models.processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
+    from .models.processing_efficientsam3_tracker_video import EfficientSam3TrackerVideoProcessor
+    from .models.video_session import EfficientSam3VideoSession
 
 __version__ = "0.1.0"
 
@@ -42,6 +46,10 @@ __all__ = [
     "EfficientSam3TrackerConfig",
     "EfficientSam3TrackerModel",
     "EfficientSam3TrackerProcessor",
+    "EfficientSam3TrackerVideoConfig",
+    "EfficientSam3TrackerVideoModel",
+    "EfficientSam3TrackerVideoProcessor",
+    "EfficientSam3VideoSession",
     "EfficientSam3VisionConfig",
     "EfficientSam3VisionModel",
     "zoo",

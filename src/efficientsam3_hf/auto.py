@@ -23,9 +23,12 @@ CLASSES = {
     "EfficientSam3TextModel": "modeling_efficientsam3_text",
     "EfficientSam3Model": "modeling_efficientsam3",
     "EfficientSam3TrackerModel": "modeling_efficientsam3_tracker",
+    "EfficientSam3TrackerVideoModel": "modeling_efficientsam3_tracker_video",
+    "EfficientSam3VideoSession": "video_session",
     "EfficientSam3ImageProcessor": "image_processing_efficientsam3",
     "EfficientSam3Processor": "processing_efficientsam3",
     "EfficientSam3TrackerProcessor": "processing_efficientsam3_tracker",
+    "EfficientSam3TrackerVideoProcessor": "processing_efficientsam3_tracker_video",
 }
 
 # Auto class -> (configuration, class) rows.
@@ -35,6 +38,7 @@ MODEL_ROWS = {
         ("EfficientSam3VisionConfig", "EfficientSam3VisionModel"),
         ("EfficientSam3TextConfig", "EfficientSam3TextModel"),
         ("EfficientSam3TrackerConfig", "EfficientSam3TrackerModel"),
+        ("EfficientSam3TrackerVideoConfig", "EfficientSam3TrackerVideoModel"),
         ("EfficientSam3Config", "EfficientSam3Model"),
     ],
     "AutoModelForMaskGeneration": [
@@ -45,6 +49,7 @@ MODEL_ROWS = {
 PROCESSOR_ROWS = [
     ("EfficientSam3Config", "EfficientSam3Processor"),
     ("EfficientSam3TrackerConfig", "EfficientSam3TrackerProcessor"),
+    ("EfficientSam3TrackerVideoConfig", "EfficientSam3TrackerVideoProcessor"),
 ]
 
 

@@ -10,6 +10,10 @@ from .models.configuration_efficientsam3 import EfficientSam3Config
 from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
 from .models.modeling_efficientsam3 import EfficientSam3Model
 from .models.modeling_efficientsam3_tracker import EfficientSam3TrackerModel
+from .models.modeling_efficientsam3_tracker_video import (
+    EfficientSam3TrackerVideoModel,
+    image_tracker_config,
+)
 from .models.processing_efficientsam3 import EfficientSam3Processor
 from .models.variants import config, names
 from .tokenizer import build_tokenizer
@@ -37,7 +41,7 @@ def save(
     variant: str | EfficientSam3Config,
     folder: str | os.PathLike,
     model: EfficientSam3Model | None = None,
-    tracker: EfficientSam3TrackerModel | None = None,
+    tracker: EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel | None = None,
 ) -> Path:
     """Write the Hub folder of a variant: configuration, processor, tokenizer, card, any weights.
 
@@ -48,7 +52,7 @@ def save(
         model: Concept model whose weights to store. Without a tracker beside it, the folder serves
             the concept model only.
         tracker: Tracker whose weights to store beside them; its trunk must be the model's, and is
-            stored once.
+            stored once. One in video has all weights of one on images, and serves both.
     """
     if model is None:
         if tracker is not None:
@@ -57,7 +61,11 @@ def save(
         configuration.save_pretrained(folder)
     else:
         configuration = copy.deepcopy(model.config)
-        configuration.tracker_config = None if tracker is None else copy.deepcopy(tracker.config)
+        configuration.tracker_config = configuration.tracker_video_config = None
+        if tracker is not None:
+            configuration.tracker_config = copy.deepcopy(image_tracker_config(tracker.config))
+        if isinstance(tracker, EfficientSam3TrackerVideoModel):
+            configuration.tracker_video_config = copy.deepcopy(tracker.config)
         save_weights(model, configuration, folder, tracker)
     processor(configuration).save_pretrained(folder)
     write_model_card(folder)
@@ -68,7 +76,7 @@ def save_weights(
     model: EfficientSam3Model,
     configuration: EfficientSam3Config,
     folder: str | os.PathLike,
-    tracker: EfficientSam3TrackerModel | None,
+    tracker: EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel | None,
 ) -> None:
     """Write weights under a configuration that is not the model's own, which stays as it is."""
     weights = None

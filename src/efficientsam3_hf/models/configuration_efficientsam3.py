@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
+
 
 class CompositeConfig:
     """What configurations with others inside share."""
@@ -264,6 +266,8 @@ class EfficientSam3Config(CompositeConfig, PreTrainedConfig):
             `{"model_type": "sam3_vision_model"}` is SAM 3's ViT.
         text_config: Text tower; `{"model_type": "clip_text_model", ...}` is SAM 3's own.
         tracker_config: The tracker that shares this checkpoint, where there is one.
+        tracker_video_config: The tracker in video that shares this checkpoint; None for one like
+            `tracker_config` with SAM 3's own memory.
         always_encode_geometry: Run the geometry encoder for every prompt, so that a phrase alone
             carries its CLS token, as in Meta's code and in all training. False reproduces
             transformers' `Sam3Model`, which runs it only where there are boxes.
@@ -290,6 +294,9 @@ class EfficientSam3Config(CompositeConfig, PreTrainedConfig):
         "tracker_config": SubConfigSpec(
             config_class=AutoConfig, model_type="efficientsam3_tracker", optional=True
         ),
+        "tracker_video_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="efficientsam3_tracker_video", optional=True
+        ),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -299,6 +306,7 @@ class EfficientSam3Config(CompositeConfig, PreTrainedConfig):
     detr_decoder_config: dict | PreTrainedConfig | None = None
     mask_decoder_config: dict | PreTrainedConfig | None = None
     tracker_config: dict | PreTrainedConfig | None = None
+    tracker_video_config: dict | PreTrainedConfig | None = None
     always_encode_geometry: bool = True
     has_point_branch: bool = True
     initializer_range: float = 0.02
@@ -323,8 +331,9 @@ class EfficientSam3Config(CompositeConfig, PreTrainedConfig):
     @image_size.setter
     def image_size(self, value: int) -> None:
         self.vision_config.image_size = value
-        if self.tracker_config is not None:
-            self.tracker_config.image_size = value
+        for tracker in (self.tracker_config, self.tracker_video_config):
+            if tracker is not None:
+                tracker.image_size = value
 
     @property
     def context_length(self) -> int:
@@ -345,6 +354,7 @@ CONFIGURATIONS = (
     EfficientSam3VisionConfig,
     EfficientSam3TextConfig,
     EfficientSam3TrackerConfig,
+    EfficientSam3TrackerVideoConfig,
     EfficientSam3Config,
 )
 

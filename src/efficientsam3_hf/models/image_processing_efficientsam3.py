@@ -17,6 +17,7 @@ from .configuration_efficientsam3 import (
     EfficientSam3TrackerConfig,
     EfficientSam3VisionConfig,
 )
+from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
 
 logger = logging.get_logger(__name__)
 
@@ -213,7 +214,12 @@ def resize_masks(logits: Tensor, size: tuple[int, int] | None, threshold: float)
     return masks
 
 
-for _configuration in (EfficientSam3Config, EfficientSam3TrackerConfig, EfficientSam3VisionConfig):
+for _configuration in (
+    EfficientSam3Config,
+    EfficientSam3TrackerConfig,
+    EfficientSam3TrackerVideoConfig,
+    EfficientSam3VisionConfig,
+):
     AutoImageProcessor.register(
         _configuration, fast_image_processor_class=EfficientSam3ImageProcessor, exist_ok=True
     )

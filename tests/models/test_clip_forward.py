@@ -1,0 +1,275 @@
+"""Clips with gradients: the same masks as a session, and gradients where they should be."""
+
+import pytest
+import torch
+from tiny import moving_squares, tiny_tracker_video
+from torch import Tensor
+
+from efficientsam3_hf import EfficientSam3TrackerVideoModel, EfficientSam3VideoSession
+
+FRAMES = 9  # more than a tracker sees at once
+CLIP, MASKS = moving_squares(FRAMES)
+CLIPS = torch.stack([CLIP, CLIP.flip(-1) * 0.9])
+POINTS = torch.tensor([[[[30.0, 30.0]], [[60.0, 45.0]]], [[[80.0, 30.0]], [[40.0, 45.0]]]])
+LABELS = torch.ones(2, 2, 1, dtype=torch.long)
+BOXES = torch.tensor([[[20.0, 15.0, 60.0, 50.0], [40.0, 40.0, 70.0, 70.0]]] * 2)
+FIRST_MASKS = torch.stack([MASKS[0], MASKS[0].flip(-1)]).float()
+ALL_MASKS = torch.stack([MASKS, MASKS.flip(-1)]).float()
+PROMPTS = {
+    "points": {"input_points": POINTS, "input_labels": LABELS},
+    "boxes": {"input_boxes": BOXES},
+    "boxes and points": {"input_boxes": BOXES, "input_points": POINTS, "input_labels": LABELS},
+    "masks": {"input_masks": FIRST_MASKS},
+}
+MEMORY_PARTS = ("memory_attention", "memory_encoder", "object_pointer_proj")
+
+
+@pytest.fixture(scope="module", params=["dense", "perceiver"])
+def model(request) -> EfficientSam3TrackerVideoModel:
+    return tiny_tracker_video(request.param)
+
+
+@pytest.fixture
+def fresh() -> EfficientSam3TrackerVideoModel:
+    """A model that a test may train or take gradients of."""
+    return tiny_tracker_video("perceiver")
+
+
+def one_clip(prompts: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    return {name: tensor[index : index + 1] for name, tensor in prompts.items()}
+
+
+def in_a_session(
+    model, clip: Tensor, prompts: dict[str, Tensor], streaming: bool
+) -> tuple[Tensor, Tensor]:
+    """Masks (frames, objects, height, width) and scores of a session on one clip."""
+    session = EfficientSam3VideoSession(None if streaming else clip, 112, 112)
+    for obj_id in range(2):
+        if "input_masks" in prompts:
+            session.add_mask(obj_id, 0, prompts["input_masks"][0, obj_id])
+            continue
+        points, labels = [], []
+        if "input_boxes" in prompts:
+            points.append(prompts["input_boxes"][0, obj_id].view(2, 2))
+            labels.append(torch.tensor([2, 3]))
+        if "input_points" in prompts:
+            points.append(prompts["input_points"][0, obj_id])
+            labels.append(prompts["input_labels"][0, obj_id])
+        session.add_points(obj_id, 0, torch.cat(points), torch.cat(labels))
+    if streaming:
+        results = [model(session, frame=frame) for frame in clip]
+    else:
+        results = list(model.propagate_in_video_iterator(session))
+    masks = torch.stack([result.pred_masks[:, 0] for result in results])
+    return masks, torch.stack([result.object_score_logits[:, 0] for result in results])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_a_clip_gives_the_masks_of_a_session(model, kind: str, streaming: bool):
+    prompts = one_clip(PROMPTS[kind], 0)
+
+    outputs = model.forward_clip(CLIPS[:1], **prompts, streaming=streaming)
+
+    assert outputs.pred_masks.requires_grad
+    masks, scores = in_a_session(model, CLIPS[0], prompts, streaming)
+    assert (masks > -1000).all()
+    torch.testing.assert_close(outputs.pred_masks[0], masks.clone(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs.object_score_logits[0], scores.clone(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+@torch.no_grad()
+def test_clips_in_one_batch_equal_one_by_one(model, kind: str):
+    forced = {"memory_masks": ALL_MASKS, "is_forced": torch.arange(FRAMES)[None] % 3 == 1}
+
+    together = model.forward_clip(CLIPS, **PROMPTS[kind], **forced)
+
+    assert together.pred_masks.shape == (2, FRAMES, 2, 32, 32)
+    assert together.iou_scores.shape == together.object_score_logits.shape == (2, FRAMES, 2)
+    assert together.object_pointers.shape == (2, FRAMES, 2, 32)
+    for index in range(2):
+        alone = model.forward_clip(
+            CLIPS[index : index + 1],
+            **one_clip(PROMPTS[kind], index),
+            memory_masks=ALL_MASKS[index : index + 1],
+            is_forced=forced["is_forced"],
+        )
+        for name in ("pred_masks", "iou_scores", "object_score_logits", "object_pointers"):
+            torch.testing.assert_close(
+                getattr(together, name)[index], getattr(alone, name)[0], atol=1e-4, rtol=1e-4
+            )
+
+
+@torch.no_grad()
+def test_candidates_and_the_choice_among_them_are_returned(model):
+    outputs = model.forward_clip(CLIPS, **PROMPTS["boxes"], output_conditioned_features=True)
+
+    counts = [scores.shape[-1] for scores in outputs.all_iou_scores]
+    assert counts == [1] + [3] * (FRAMES - 1)  # a box is not ambiguous, a tracked object is
+    for time in range(FRAMES):
+        best = outputs.all_iou_scores[time].argmax(-1)[..., None, None, None]
+        chosen = outputs.all_masks[time].take_along_dim(best, dim=2)[:, :, 0]
+        assert torch.equal(chosen, outputs.pred_masks[:, time])
+    assert [tuple(each.shape) for each in outputs.conditioned_features] == [(2, 2, 32, 8, 8)] * 9
+
+
+def test_gradients_reach_every_part_of_the_memory(model):
+    outputs = model.forward_clip(CLIPS[:1, :4], **one_clip(PROMPTS["points"], 0))
+    model.zero_grad()
+
+    (outputs.pred_masks.square().mean() + outputs.iou_scores.sum()).backward()
+
+    for name, parameter in model.named_parameters():
+        if name.startswith(("memory_attention", "memory_encoder", "spatial_perceiver")):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    assert model.object_pointer_proj.proj_in.weight.grad.abs().sum() > 0
+    assert model.memory_temporal_positional_encoding.grad.abs().sum() > 0
+    assert model.vision_encoder.backbone.head[3].weight.grad.abs().sum() > 0
+    model.zero_grad()
+
+
+def test_checkpointing_saves_memory_and_changes_no_gradient(fresh):
+    fresh.train()
+    for part in fresh.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    fresh.config.memory_attention_rope_dropout = 0.0
+    gradients, saved = [], []
+    for checkpointing in (False, True):
+        if checkpointing:
+            fresh.gradient_checkpointing_enable()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
+            # By the way in that wrappers for training take.
+            outputs = fresh(pixel_values=CLIPS[:1, :3], **one_clip(PROMPTS["points"], 0))
+        outputs.pred_masks.square().mean().backward()
+        saved.append(sum(kept))
+        gradients.append(fresh.memory_attention.layers[0].linear1.weight.grad.clone())
+        fresh.zero_grad()
+
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert saved[1] < saved[0]
+
+
+def reached_frames(model, gradient_frames: int | None, **fields) -> list[int]:
+    """Frames whose pixels have an influence on the last mask that a gradient sees."""
+    clips = CLIPS[:1].clone().requires_grad_()
+    outputs = model.forward_clip(
+        clips, **one_clip(PROMPTS["points"], 0), gradient_frames=gradient_frames, **fields
+    )
+    outputs.pred_masks[:, -1].square().mean().backward()
+    model.zero_grad()
+    return [time for time in range(FRAMES) if clips.grad[0, time].abs().sum() > 0]
+
+
+@pytest.mark.parametrize("gradient_frames", [1, 3, FRAMES, None])
+def test_gradients_go_back_as_many_frames_as_asked(model, gradient_frames: int | None):
+    expected = list(range(FRAMES - (gradient_frames or FRAMES), FRAMES))
+
+    assert reached_frames(model, gradient_frames) == expected
+
+
+@pytest.mark.parametrize("gradient_frames", [0, 2])
+def test_masks_do_not_depend_on_where_gradients_stop(model, gradient_frames: int):
+    expected = model.forward_clip(CLIPS, **PROMPTS["points"])
+
+    outputs = model.forward_clip(CLIPS, **PROMPTS["points"], gradient_frames=gradient_frames)
+
+    torch.testing.assert_close(outputs.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
+    assert outputs.pred_masks.requires_grad == (gradient_frames > 0)
+    constant = outputs.all_masks[: FRAMES - gradient_frames]
+    assert not any(masks.requires_grad for masks in constant)
+
+
+@torch.no_grad()
+def test_fewer_frames_are_rolled_out_where_asked(model):
+    expected = model.forward_clip(CLIPS, **PROMPTS["points"])
+
+    outputs = model.forward_clip(CLIPS, **PROMPTS["points"], num_frames=4)
+
+    assert outputs.pred_masks.shape[1] == 4
+    torch.testing.assert_close(outputs.pred_masks, expected.pred_masks[:, :4], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_forced_memories_are_of_the_masks_given(model):
+    own = model.forward_clip(CLIPS, **PROMPTS["points"])
+    forced = model.forward_clip(CLIPS, **PROMPTS["points"], memory_masks=ALL_MASKS)
+    never = model.forward_clip(
+        CLIPS,
+        **PROMPTS["points"],
+        memory_masks=ALL_MASKS,
+        is_forced=torch.zeros(FRAMES, dtype=torch.bool),
+    )
+    late = model.forward_clip(
+        CLIPS,
+        **PROMPTS["points"],
+        memory_masks=ALL_MASKS,
+        is_forced=torch.arange(FRAMES) == 4,
+    )
+
+    torch.testing.assert_close(never.pred_masks, own.pred_masks, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(forced.pred_masks[:, 0], own.pred_masks[:, 0])
+    assert not torch.allclose(forced.pred_masks[:, 1], own.pred_masks[:, 1], atol=1e-3)
+    torch.testing.assert_close(late.pred_masks[:, :5], own.pred_masks[:, :5], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(late.pred_masks[:, 5], own.pred_masks[:, 5], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_forced_mask_without_pixels_is_remembered_as_an_absence(model):
+    seen = {}
+    hook = model.memory_encoder.register_forward_hook(
+        lambda module, args, output: seen.setdefault("map", output[0].clone())
+    )
+    present = torch.tensor([[1.0], [-1.0]])
+    tokens = model.encode_memories(torch.zeros(1, 32, 8, 8), torch.zeros(2, 1, 128, 128), present)
+    hook.remove()
+
+    # The map is the same; the embedding of occlusion makes the difference.
+    torch.testing.assert_close(seen["map"][0], seen["map"][1])
+    assert not torch.allclose(tokens[0].float(), tokens[1].float(), atol=1e-3)
+    empty = model.forward_clip(CLIPS, **PROMPTS["points"], memory_masks=torch.zeros_like(ALL_MASKS))
+    full = model.forward_clip(CLIPS, **PROMPTS["points"], memory_masks=torch.ones_like(ALL_MASKS))
+    assert not torch.allclose(empty.pred_masks[:, 1:], full.pred_masks[:, 1:], atol=1e-3)
+
+
+def test_a_few_steps_teach_a_clip(fresh):
+    fresh.train()
+    fresh.vision_encoder.requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in fresh.parameters() if parameter.requires_grad], lr=3e-3
+    )
+    target = torch.nn.functional.interpolate(MASKS.float(), (32, 32), mode="area")[None, :4]
+
+    losses = []
+    for step in range(16):
+        torch.manual_seed(step)
+        outputs = fresh.forward_clip(CLIPS[:1, :4], **one_clip(PROMPTS["masks"], 0))
+        logits = outputs.pred_masks[:, 1:].clamp(-20, 20)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "Give points, boxes"),
+        ({"input_points": POINTS}, "points and labels together"),
+        ({**PROMPTS["boxes"], **PROMPTS["masks"]}, "Give points, boxes"),
+        ({**PROMPTS["boxes"], "num_frames": 10}, "num_frames=10 of clips of 9"),
+        ({**PROMPTS["boxes"], "is_forced": torch.ones(9)}, "give those too"),
+        ({**PROMPTS["boxes"], "memory_masks": ALL_MASKS[:, :, :1]}, "with 2 objects"),
+    ],
+)
+def test_inputs_that_make_no_sense_are_errors_that_say_why(model, inputs: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        model.forward_clip(CLIPS, **inputs)
