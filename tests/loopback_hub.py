@@ -166,8 +166,13 @@ class LoopbackHub:
         return None
 
     def seen(self, method: str, path: str) -> list[dict[str, str]]:
-        """Headers of the requests of a kind so far."""
+        """Headers, in lower case, of the requests of a kind so far."""
         return [h for m, p, h in self.requests if m == method and re.search(path, p)]
+
+    def clear(self) -> None:
+        """Forget all."""
+        for memory in (self.repositories, self.objects, self.faults, self.requests):
+            memory.clear()
 
     def files(self, repository: str, revision: str = "main") -> dict[str, bytes]:
         """Content of every file of a revision."""
@@ -237,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
         self.url_path = url.path
         self.query = parse_qs(url.query)
         path = unquote(url.path)
-        self.hub.requests.append((self.command, path, dict(self.headers.items())))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.hub.requests.append((self.command, path, headers))
         self.fault = self.hub.take_fault(self.command, path)
         try:
             self.body = self.read_body()

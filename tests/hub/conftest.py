@@ -46,17 +46,10 @@ def hub(hub_server, monkeypatch, tmp_path) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(file_download, "time", no_pause)
     monkeypatch.setenv("HF_TOKEN", "hf_owner")
     huggingface_hub.utils.disable_progress_bars()
-    hub_server.requests.clear()
     yield hub_server
     close_session()
-    hub_server.faults.clear()
     hub_server.check()
-
-
-@pytest.fixture
-def anonymous(monkeypatch) -> None:
-    """This process without a token."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hub_server.clear()
 
 
 class FreshProcesses:

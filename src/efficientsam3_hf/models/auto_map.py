@@ -46,10 +46,7 @@ AUTO_CLASSES = {
 
 
 class SelfContainedMixin:
-    """Makes `save_pretrained` of a configuration or processor write the code along.
-
-    Models save their configuration, and so their code, too.
-    """
+    """Makes `save_pretrained` write the code along."""
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -59,9 +56,6 @@ class SelfContainedMixin:
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs
     ) -> Any:
         """As in transformers; the folder also gets the code that loads it without the package."""
-        for part in (self, getattr(self, "image_processor", None)):
-            if isinstance(part, SelfContainedMixin):
-                part.auto_map = auto_map(part)
         copy_code(save_directory)
         return super().save_pretrained(  # pyright: ignore  of the class that this is mixed into
             save_directory, push_to_hub=push_to_hub, **kwargs
@@ -77,6 +71,23 @@ class SelfContainedMixin:
         return super()._upload_modified_files(  # pyright: ignore  of the class this is mixed into
             working_dir, repo_id, timestamps, **kwargs
         )
+
+
+class SelfContainedConfigMixin(SelfContainedMixin):
+    """For configurations. Models save theirs, and so the code, too."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> Any:
+        """As in transformers; the folder also gets the code that loads it without the package."""
+        self.auto_map = auto_map(self)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class SelfContainedProcessorMixin(SelfContainedMixin):
+    """For processors, alone or as part of another."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; also tells Auto classes what to load."""
+        return {**super().to_dict(), "auto_map": auto_map(self)}  # pyright: ignore  as above
 
 
 def auto_map(saved: SelfContainedMixin) -> dict[str, str]:

@@ -11,11 +11,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .auto_map import SelfContainedMixin
+from .auto_map import SelfContainedConfigMixin
 
 
 @strict
-class EfficientSam3BackboneConfig(SelfContainedMixin, PreTrainedConfig):
+class EfficientSam3BackboneConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of the student that stands in for the ViT of SAM 3.
 
     Args:
@@ -48,7 +48,7 @@ _LATERAL_BACKBONE = {"hidden_size": None, "patch_size": 16, "image_size": 1024}
 
 
 @strict
-class EfficientSam3VisionConfig(SelfContainedMixin, PreTrainedConfig):
+class EfficientSam3VisionConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """A student trunk and the neck that turns its maps into the pyramid of the SAM 3 heads.
 
     Args:
@@ -118,7 +118,7 @@ class EfficientSam3VisionConfig(SelfContainedMixin, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TextConfig(SelfContainedMixin, PreTrainedConfig):
+class EfficientSam3TextConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of a MobileCLIP text tower.
 
     Args:
@@ -168,7 +168,7 @@ class EfficientSam3TextConfig(SelfContainedMixin, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TrackerConfig(SelfContainedMixin, PreTrainedConfig):
+class EfficientSam3TrackerConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """The tracker on images: points, boxes and masks to masks.
 
     Args:
@@ -220,7 +220,7 @@ class EfficientSam3TrackerConfig(SelfContainedMixin, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3Config(SelfContainedMixin, PreTrainedConfig):
+class EfficientSam3Config(SelfContainedConfigMixin, PreTrainedConfig):
     """Concepts in images: phrases, exemplar boxes and exemplar points to instances.
 
     Args:

@@ -12,7 +12,7 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 from transformers.models.auto import AutoImageProcessor
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
-from .auto_map import SelfContainedMixin
+from .auto_map import SelfContainedProcessorMixin
 from .configuration_efficientsam3 import (
     EfficientSam3Config,
     EfficientSam3TrackerConfig,
@@ -23,7 +23,7 @@ from .configuration_efficientsam3 import (
 MASKS_AT_ONCE = 16
 
 
-class EfficientSam3ImageProcessor(SelfContainedMixin, Sam3ImageProcessor):
+class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcessor):
     """SAM 3's transform: squash to a square, scale to [-1, 1].
 
     Grey images become RGB, transparent ones are laid over white, 16-bit ones are scaled to 8 bits,

@@ -9,7 +9,7 @@ from transformers.models.sam3.processing_sam3 import Sam3Processor
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
-from .auto_map import SelfContainedMixin
+from .auto_map import SelfContainedProcessorMixin
 from .prompts import VISUAL_PHRASE, check_box, check_labels, check_point, clean_phrase
 
 logger = logging.get_logger(__name__)
@@ -18,7 +18,7 @@ PADDING_LABEL = -10  # of a box or point that only fills up the batch
 PAD_TOKEN_ID = 0  # CLIP's; it is also the token "!", so it cannot be the tokenizer's pad token
 
 
-class EfficientSam3Processor(SelfContainedMixin, Sam3Processor):
+class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
     """Takes what `Sam3Processor` takes, and also points and several phrases for one image.
 
     A prompt is a phrase, exemplar boxes and exemplar points for one image, each alone or combined.

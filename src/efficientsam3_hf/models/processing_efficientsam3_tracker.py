@@ -4,14 +4,14 @@ from typing import Any
 
 from transformers.models.sam3_tracker.processing_sam3_tracker import Sam3TrackerProcessor
 
-from .auto_map import SelfContainedMixin
+from .auto_map import SelfContainedProcessorMixin
 from .prompts import check_box, check_coordinates, check_labels
 
 # Foreground, background, the two corners of a box, no point, padding.
 POINT_LABELS = (1, 0, 2, 3, -1, -10)
 
 
-class EfficientSam3TrackerProcessor(SelfContainedMixin, Sam3TrackerProcessor):
+class EfficientSam3TrackerProcessor(SelfContainedProcessorMixin, Sam3TrackerProcessor):
     """`Sam3TrackerProcessor` that checks prompts before the model sees them."""
 
     def __call__(
