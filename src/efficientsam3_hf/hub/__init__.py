@@ -1,0 +1,1 @@
+"""Between a model and the Hugging Face Hub."""
