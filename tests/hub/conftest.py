@@ -61,7 +61,6 @@ class FreshProcesses:
     def __init__(self, endpoint: str, folder: Path):
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        kept.pop("PYTHONPATH", None)
         environment = {
             **kept,
             "OMP_NUM_THREADS": "1",
