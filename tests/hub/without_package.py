@@ -103,6 +103,13 @@ def process(source: str, outputs: str, **options: Any) -> dict[str, str]:
     return {name: type(part).__name__ for name, part in parts.items()}
 
 
+def execute(code: str) -> dict[str, str]:
+    """Run code, and return the modules of the classes of what it leaves."""
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return {name: type(value).__module__ for name, value in names.items() if name[0] != "_"}
+
+
 def configuration(source: str, **options: Any) -> dict[str, Any]:
     """A configuration, its class, and those of its parts."""
     config = load("AutoConfig", source, **options)
