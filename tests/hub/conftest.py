@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http, close_session
@@ -45,7 +44,6 @@ def hub(hub_server, monkeypatch, tmp_path) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(_http, "time", no_pause)
     monkeypatch.setattr(file_download, "time", no_pause)
     monkeypatch.setenv("HF_TOKEN", "hf_owner")
-    huggingface_hub.utils.disable_progress_bars()
     yield hub_server
     close_session()
     hub_server.check()

@@ -1,5 +1,6 @@
 """All that is saved goes to the Hub and comes back; what goes wrong on the way is said."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -252,6 +253,27 @@ def test_pushing_without_the_right_to_is_an_error(hub, model, monkeypatch):
         model.push_to_hub("owner/forbidden")
 
     assert "owner/forbidden" not in hub.repositories
+
+
+def test_the_loopback_hub_keeps_its_own_promises(hub):
+    first = hub.put("owner/promises", {"a/x.txt": b"x", "a/b/y.bin": b"yy", "z.txt": b"zzz"})
+    api = HfApi()
+
+    assert {
+        file.path: file.size for file in api.get_paths_info("owner/promises", ["z.txt", "no"])
+    } == {"z.txt": 3}
+    assert {entry.path for entry in api.list_repo_tree("owner/promises", "a")} == {"a/x.txt", "a/b"}
+    (large,) = api.get_paths_info("owner/promises", ["a/b/y.bin"])
+    assert large.lfs.sha256 == hashlib.sha256(b"yy").hexdigest()
+    assert api.whoami()["name"] == "owner"
+    second = api.delete_folder("a", "owner/promises").oid
+    assert set(hub.files("owner/promises")) == {".gitattributes", "z.txt"}
+    assert set(api.list_repo_files("owner/promises", revision=first)) >= {"a/x.txt", "a/b/y.bin"}
+    with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
+        api.delete_file("z.txt", "owner/promises", parent_commit=first)
+    assert api.model_info("owner/promises").sha == second
+    with pytest.raises(HfHubHTTPError, match="404"):
+        api.model_info("owner/other")
 
 
 # What goes wrong on the way up

@@ -303,7 +303,8 @@ def test_remote_code_has_every_class_that_the_package_registers():
             assert remote[config][auto_class] == model
     for _, processor in auto.PROCESSOR_ROWS:
         assert remote[processor] == {"AutoProcessor": processor}
-    classes = {name for loaded in remote.values() for name in loaded.values()}
-    assert classes | set(remote) == set(remote_code.__all__)
-    public = set(efficientsam3_hf.__all__) - {"zoo"}
+    public = {name for name in efficientsam3_hf.__all__ if name[0].isupper()}
     assert set(remote_code.__all__) == public
+    assert {name for loaded in remote.values() for name in loaded.values()} | set(remote) == public
+    for name in remote:
+        assert issubclass(getattr(remote_code, name), auto_map.SelfContainedMixin), name
