@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from .auto_map import SelfContainedConfigMixin
+
 
 class CompositeConfig:
     """What configurations with others inside share."""
@@ -36,7 +38,7 @@ def without_origin(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 @strict
-class EfficientSam3BackboneConfig(PreTrainedConfig):
+class EfficientSam3BackboneConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of the student that stands in for the ViT of SAM 3.
 
     Args:
@@ -68,7 +70,7 @@ _LATERAL_BACKBONE = {"hidden_size": None, "patch_size": 16, "image_size": 1024}
 
 
 @strict
-class EfficientSam3VisionConfig(CompositeConfig, PreTrainedConfig):
+class EfficientSam3VisionConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """A student trunk and the neck that turns its maps into the pyramid of the SAM 3 heads.
 
     Args:
@@ -144,7 +146,7 @@ class EfficientSam3VisionConfig(CompositeConfig, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TextConfig(PreTrainedConfig):
+class EfficientSam3TextConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of a MobileCLIP text tower.
 
     Args:
@@ -194,7 +196,7 @@ class EfficientSam3TextConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TrackerConfig(CompositeConfig, PreTrainedConfig):
+class EfficientSam3TrackerConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """The tracker on images: points, boxes and masks to masks.
 
     Args:
@@ -256,7 +258,7 @@ class EfficientSam3TrackerConfig(CompositeConfig, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3Config(CompositeConfig, PreTrainedConfig):
+class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """Concepts in images: phrases, exemplar boxes and exemplar points to instances.
 
     Args:
