@@ -314,7 +314,7 @@ def test_images_come_from_the_web(pipe, web):
         (picture(0), {"text": [["a"], ["b"]]}, "lists of phrases do not fit"),
         ([picture(0)], {"text": [["a"], ["b"]]}, "2 lists of phrases do not fit 1 images"),
         ({"picture": picture(0)}, {}, "'image' must be there"),
-        ({"image": picture(0), "txt": "a"}, {}, "has the keys"),
+        ({"image": picture(0), "txt": "a"}, {}, "this one has"),
         ("nowhere.png", {"text": "a"}, "There is no image 'nowhere.png'"),
         (7, {"text": "a"}, "not int"),
         (np.zeros((2, 3, 8, 8), np.uint8), {"text": "a"}, "several images as a list"),
@@ -407,10 +407,9 @@ def test_a_saved_pipeline_loads_by_itself_and_can_be_saved_again(pipe, tmp_path)
         assert module.startswith("transformers_modules.")  # the copied code, not the package's
         assert found == [[row["score"], row["label"], row["box"]] for row in wanted]
     for folder in (first, second):
-        assert {path.name for path in folder.iterdir()} == {
-            *("config.json", "model.safetensors", "processor_config.json"),
-            *("tokenizer.json", "tokenizer_config.json", "pipelines.py"),
-        }
+        files = {path.name for path in folder.iterdir()}
+        assert files >= {"pipelines.py", "processor_config.json", "tokenizer.json"}
+        assert "preprocessor_config.json" not in files  # the processor's file holds it
 
 
 def test_saving_leaves_the_pipeline_as_it_was(pipe, tmp_path):

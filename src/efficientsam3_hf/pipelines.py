@@ -373,8 +373,8 @@ def select_candidates(
     }
 
 
-# Here and not in auto.py: this file may be the one that makes transformers load its pipelines, and a
-# pipeline that came out of a folder must know what to write when it is saved again.
+# Here and not in auto.py: this file may be the one that makes transformers load its pipelines, and
+# a pipeline that came out of a folder must know what to write when it is saved again.
 PromptableConceptSegmentationPipeline._registered_impl = {  # pyright: ignore  of transformers
     TASK: {"impl": PromptableConceptSegmentationPipeline, "pt": (AutoModel,), "type": "multimodal"}
 }
