@@ -262,9 +262,10 @@ def test_a_picture_on_its_side_is_turned_upright(pipe, tmp_path):
     exif[0x0112] = 6  # the camera was turned by a quarter
     picture(0).save(path, exif=exif)
 
-    (found, *_) = pipe(path, text="cat", threshold=0)
+    for source in (path, Image.open(path)):
+        (found, *_) = pipe(source, text="cat", threshold=0)
 
-    assert found["mask"].size == (60, 90)
+        assert found["mask"].size == (60, 90)
 
 
 @pytest.fixture
@@ -496,6 +497,17 @@ def test_mask_generation_works_by_folder_and_by_object(folder, complaints):
         assert one.shape == (60, 90)
         assert torch.equal(one, other)
     assert complaints == []
+
+
+def test_mask_generation_works_in_half_precision(folder):
+    generator = pipeline("mask-generation", model=str(folder), device="cpu", dtype=torch.bfloat16)
+
+    found = generator(
+        picture(0), points_per_crop=4, pred_iou_thresh=-10.0, stability_score_thresh=0.0
+    )
+
+    assert generator.dtype == torch.bfloat16
+    assert len(found["masks"]) == len(found["scores"]) > 1
 
 
 def test_the_examples_in_docstrings_are_right():

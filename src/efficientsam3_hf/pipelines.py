@@ -137,7 +137,7 @@ class PromptableConceptSegmentationPipeline(Pipeline):
             raise ValueError(
                 f"prompts_per_batch={prompts_per_batch} and top_k={top_k} must be at least 1."
             )
-        features = self.model.get_vision_features(input_tensors["pixel_values"].to(self.dtype))
+        features = self.model.get_vision_features(input_tensors["pixel_values"])
         prompts = join_prompts([image["tensors"] for image in images])
         counts = torch.tensor([len(image["labels"]) for image in images])
         image_indices = torch.arange(len(images)).repeat_interleave(counts).to(self.device)
@@ -232,7 +232,7 @@ def open_image(source: Any, timeout: float | None = None) -> Any:
             )
         return source
     if isinstance(source, str | os.PathLike):
-        source = read_image(source, timeout)
+        return read_image(source, timeout)
     if not isinstance(source, Image.Image):
         raise TypeError(
             "An image is a path, a URL, a PIL image, an array or a tensor, not "
@@ -242,7 +242,7 @@ def open_image(source: Any, timeout: float | None = None) -> Any:
 
 
 def read_image(source: str | os.PathLike, timeout: float | None) -> Image.Image:
-    """The image at a path or URL."""
+    """The image at a path or URL, upright."""
     file: Any = source
     if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
         try:

@@ -6,6 +6,7 @@ import doctest
 import importlib.util
 import json
 import re
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -444,6 +445,22 @@ def test_a_request_that_is_too_long_is_refused(folder):
     assert (status, answer) == (413, {"error": "A request has at most 200 bytes."})
 
 
+def test_every_task_runs_in_half_precision(tmp_path):
+    model, tracker = tiny_model().to(torch.bfloat16), tiny_tracker().to(torch.bfloat16)
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+    zoo.save(model.config, tmp_path, model, tracker)
+
+    handler = EndpointHandler(str(tmp_path), device="cpu")
+
+    assert handler.model.dtype == handler.tracker.dtype == torch.bfloat16
+    for parameters in (
+        {"text": "cat", "input_boxes": [BOX], "threshold": 0},
+        {"task": VISUAL, "input_points": [[[20, 20]]]},
+        {"task": "mask-generation", **EASY},
+    ):
+        assert handler({"inputs": IMAGE, "parameters": parameters})["instances"]
+
+
 def test_a_folder_without_a_tracker_serves_concepts_and_says_so(tmp_path):
     model = tiny_model()  # its configuration has a tracker, its weights have none
     handler = EndpointHandler(str(zoo.save(model.config, tmp_path, model)), device="cpu")
@@ -526,8 +543,8 @@ def test_the_handler_imports_nothing_that_its_folder_may_lack():
         )
     }
 
-    foreign = imported - set(__import__("sys").stdlib_module_names)
-    assert foreign == {"PIL", "numpy", "torch", "transformers", "efficientsam3_hf", "pycocotools"}
+    foreign = imported - set(sys.stdlib_module_names)
+    assert foreign == {"PIL", "numpy", "torch", "transformers", "pycocotools"}
 
 
 def test_requirements_keep_the_lines_that_were_there(tmp_path):

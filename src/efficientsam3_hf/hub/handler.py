@@ -13,6 +13,8 @@ never fetched from an address. `parameters["task"]` is one of
 
 import base64
 import binascii
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,12 +36,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-try:
-    import efficientsam3_hf  # noqa: F401  makes the Auto classes know the family
-except ImportError:
-    NEEDS_REMOTE_CODE = True
-else:
-    NEEDS_REMOTE_CODE = False
+NEEDS_REMOTE_CODE = importlib.util.find_spec("efficientsam3_hf") is None
+if not NEEDS_REMOTE_CODE:
+    importlib.import_module("efficientsam3_hf")  # makes the Auto classes know the family
 
 try:
     from pycocotools import mask as coco_masks
@@ -220,7 +219,7 @@ class EndpointHandler:
         """
         model: Any = self.model
         inputs = dict(inputs)
-        features = model.get_vision_features(inputs.pop("pixel_values").to(model.dtype))
+        features = model.get_vision_features(inputs.pop("pixel_values"))
         best: dict[str, Any] = {}
         for start in range(0, len(inputs.pop("original_sizes")), self.limits.prompts_per_batch):
             some = slice(start, start + self.limits.prompts_per_batch)
@@ -269,7 +268,6 @@ class EndpointHandler:
             return_tensors="pt",
         ).to(self.device)
         inputs.pop("original_sizes")
-        inputs["pixel_values"] = inputs["pixel_values"].to(tracker.dtype)
         outputs = tracker(**inputs, multimask_output=multimask)
         for number, low_resolution in enumerate(outputs.pred_masks[0]):
             (masks,) = self.processor.image_processor.post_process_masks(
