@@ -4,6 +4,8 @@ import base64
 import doctest
 import json
 import logging
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,11 @@ import torch
 from PIL import Image
 from tiny import tiny_model, tiny_tracker
 from torch.utils.data import Dataset
-from transformers import AutoModelForZeroShotObjectDetection, pipeline
+from transformers import (
+    AutoModelForMaskGeneration,
+    AutoModelForZeroShotObjectDetection,
+    pipeline,
+)
 
 from efficientsam3_hf import PromptableConceptSegmentationPipeline, pipelines, zoo
 
@@ -413,6 +419,42 @@ def test_a_saved_pipeline_loads_by_itself_and_can_be_saved_again(pipe, tmp_path)
         assert "preprocessor_config.json" not in files  # the processor's file holds it
 
 
+def test_a_folder_for_all_tasks_keeps_them_when_it_gets_the_pipeline(pipe, folder, tmp_path):
+    family = shutil.copytree(folder, tmp_path / "family")
+    pipelines.write_pipeline(family)
+    pipe.save_pretrained(tmp_path / "alone")
+
+    loaded = pipeline(model=str(family), trust_remote_code=True, device="cpu")
+
+    assert_same(loaded(picture(0), text="cat", threshold=0), expected(pipe, picture(0), text="cat"))
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    tracker = AutoModelForMaskGeneration.from_pretrained(family)  # raises for missing weights
+    assert type(tracker).__name__ == "EfficientSam3TrackerModel"
+    of_family, of_pipeline = (
+        json.loads((path / "config.json").read_text())["custom_pipelines"]
+        for path in (family, tmp_path / "alone")
+    )
+    assert of_family == of_pipeline
+    with pytest.raises(ValueError, match=r"has no config.json"):
+        pipelines.write_pipeline(tmp_path)
+
+
+def test_a_folder_with_code_of_its_own_can_run_the_code_of_the_package(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline(TASK, model=str(tmp_path), device="cpu")
+    loaded = pipeline(
+        TASK,
+        model=str(tmp_path),
+        pipeline_class=PromptableConceptSegmentationPipeline,
+        device="cpu",
+    )
+
+    assert type(loaded) is PromptableConceptSegmentationPipeline
+    assert len(loaded(picture(0), text="cat", threshold=0)) == 5
+
+
 def test_saving_leaves_the_pipeline_as_it_was(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
 
@@ -508,6 +550,22 @@ def test_mask_generation_works_in_half_precision(folder):
 
     assert generator.dtype == torch.bfloat16
     assert len(found["masks"]) == len(found["scores"]) > 1
+
+
+def test_the_calls_in_the_documentation_work(pipe):
+    page = Path(__file__).parents[1] / "docs" / "pipelines.md"
+    calls = re.findall(r"`(pipe\(.+?\))`", page.read_text())
+    names = {
+        **{"pipe": pipe, "image": picture(0), "first": picture(1), "second": picture(2)},
+        **{"box": BOX, "other": OTHER_BOX, "x": 20, "y": 30},
+        **dict(zip(("x1", "y1", "x2", "y2"), BOX, strict=True)),
+    }
+
+    assert len(calls) == 9
+    for call in calls:
+        images = 1 if call.startswith("pipe(image") else 2
+        found = eval(call.removesuffix(")") + ", threshold=0)", names)
+        assert len(found) == images if images > 1 else isinstance(found[0]["score"], float), call
 
 
 def test_the_examples_in_docstrings_are_right():

@@ -4,9 +4,12 @@
 nothing else of the package.
 """
 
+import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request, urlopen
@@ -198,6 +201,7 @@ class PromptableConceptSegmentationPipeline(Pipeline):
             save_directory: Folder to write.
             kwargs: As for `save_pretrained` of the model.
         """
+        save_directory = str(save_directory)  # a processor that is also pushed takes no other
         # The processor writes both, in one file; transformers would write them in files of old.
         tokenizer, image_processor = self.tokenizer, self.image_processor
         self.tokenizer = self.image_processor = None
@@ -206,6 +210,30 @@ class PromptableConceptSegmentationPipeline(Pipeline):
         finally:
             self.tokenizer, self.image_processor = tokenizer, image_processor
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def write_pipeline(folder: str | os.PathLike) -> Path:
+    """Write the code of the pipeline into a folder of weights, as `save_pretrained` does.
+
+    For folders that hold more than the pipeline's model, such as those of all tasks.
+
+    Args:
+        folder: What `save_pretrained` of a model or `zoo.save` wrote.
+
+    Returns:
+        The file with the code.
+    """
+    config_file = Path(folder) / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{folder} has no config.json: give a folder that save_pretrained wrote.")
+    config = json.loads(config_file.read_text())
+    code = Path(__file__)
+    implementation = f"{code.stem}.{PromptableConceptSegmentationPipeline.__name__}"
+    config["custom_pipelines"] = {
+        TASK: {"impl": implementation, "pt": [AutoModel.__name__], "type": "multimodal"}
+    }
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return Path(shutil.copyfile(code, Path(folder) / code.name))
 
 
 def give_each_its_phrases(images: Any, phrases: Sequence[Any]) -> list[dict[str, Any]]:

@@ -311,6 +311,7 @@ CONCEPT_ERRORS = [
     ({"text": "a", "treshold": 0.1}, r"Unknown parameters \['treshold'\]"),
     ({"text": "a", "multimask": True}, r"Unknown parameters \['multimask'\] of task"),
     ({"task": "segment"}, "no task 'segment'"),
+    ({"task": ["mask-generation"]}, "There is no task"),
     ({"text": []}, "1 to 32 phrases, not 0"),
     ({"text": ["a"] * 33}, "1 to 32 phrases, not 33"),
     ({"text": "a" * 501}, "more than 500 letters"),

@@ -155,7 +155,7 @@ class EndpointHandler:
             EVERYTHING_TASK: self.find_everything,
         }
         task = parameters.get("task", CONCEPT_TASK)
-        if task not in tasks:
+        if task not in list(tasks):  # which may be asked for anything, hashable or not
             raise ValueError(f"There is no task {task!r}. The tasks are {list(tasks)}.")
         if task == CONCEPT_TASK and self.model is None:
             raise ValueError("This service holds a tracker only, which knows no phrases.")
