@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .models.processing_efficientsam3 import EfficientSam3Processor
     from .models.processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
+    from .pipelines import PromptableConceptSegmentationPipeline
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "EfficientSam3TrackerProcessor",
     "EfficientSam3VisionConfig",
     "EfficientSam3VisionModel",
+    "PromptableConceptSegmentationPipeline",
     "zoo",
 ]
 
@@ -54,6 +56,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name == "zoo":
         return importlib.import_module(f"{__name__}.zoo")
+    if name == "PromptableConceptSegmentationPipeline":
+        return importlib.import_module(
+            f"{__name__}.pipelines"
+        ).PromptableConceptSegmentationPipeline
     if name in auto.CLASSES:
         return auto.load_class(name)
     if name in __all__:

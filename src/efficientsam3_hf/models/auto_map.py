@@ -21,6 +21,7 @@ AUTO_CLASSES = {
         "AutoConfig": "EfficientSam3Config",
         "AutoModel": "EfficientSam3Model",
         "AutoModelForMaskGeneration": "EfficientSam3TrackerModel",
+        "AutoModelForZeroShotObjectDetection": "EfficientSam3Model",
     },
     "EfficientSam3TrackerConfig": {
         "AutoConfig": "EfficientSam3TrackerConfig",

@@ -101,6 +101,14 @@ class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcesso
             )
         return results
 
+    def post_process_for_mask_generation(
+        self, all_masks, all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float
+    ):
+        """As in transformers, where scores in half precision do not go with boxes in float32."""
+        return super().post_process_for_mask_generation(
+            all_masks, all_scores.float(), all_boxes, crops_nms_thresh
+        )
+
     @staticmethod
     def check_target_sizes(
         target_sizes: list[tuple[int, int]] | Tensor | None, count: int
