@@ -462,14 +462,25 @@ def test_every_task_runs_in_half_precision(tmp_path):
         assert handler({"inputs": IMAGE, "parameters": parameters})["instances"]
 
 
-def test_a_folder_without_a_tracker_serves_concepts_and_says_so(tmp_path):
-    model = tiny_model()  # its configuration has a tracker, its weights have none
-    handler = EndpointHandler(str(zoo.save(model.config, tmp_path, model)), device="cpu")
+@pytest.mark.parametrize(
+    ("what_is_missing", "reason"),
+    [("weights", "The weights do not fit"), ("configuration", "its configuration has no tracker")],
+)
+def test_a_folder_without_a_tracker_serves_concepts_and_says_so(
+    what_is_missing: str, reason: str, tmp_path
+):
+    model = tiny_model()
+    if what_is_missing == "weights":  # its configuration has a tracker all the same
+        model.save_pretrained(tmp_path)
+        zoo.processor(model.config).save_pretrained(tmp_path)
+    else:
+        zoo.save(model.config, tmp_path, model)
+    handler = EndpointHandler(str(tmp_path), device="cpu")
 
     answer = handler({"inputs": IMAGE, "parameters": {"text": "cat", "threshold": 0}})
 
     assert len(answer["instances"]) == 5
-    with pytest.raises(ValueError, match="concept-segmentation' only: The weights do not fit"):
+    with pytest.raises(ValueError, match=f"concept-segmentation' only: {reason}"):
         handler({"inputs": IMAGE, "parameters": {"task": VISUAL, "input_boxes": [BOX]}})
 
 

@@ -434,5 +434,5 @@ def test_auto_map_in_a_repository_names_files_that_are_in_it(hub, model, process
         *json.loads(files["config.json"])["auto_map"].values(),
         *json.loads(files["processor_config.json"])["auto_map"].values(),
     ]
-    assert len(named) == 4
+    assert len(named) == 5
     assert {f"{name.split('.')[0]}.py" for name in named} <= files.keys()
