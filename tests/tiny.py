@@ -11,6 +11,8 @@ from efficientsam3_hf import (
     EfficientSam3TrackerModel,
     EfficientSam3TrackerVideoConfig,
     EfficientSam3TrackerVideoModel,
+    EfficientSam3VideoConfig,
+    EfficientSam3VideoModel,
 )
 
 WIDTH = 32
@@ -44,6 +46,19 @@ TINY_VIT = {
         "window_size": 4,
         "global_attn_indexes": [1],
     },
+}
+# With which random weights find something, doubt it, and lose it again.
+LOW_THRESHOLDS = {
+    "score_threshold_detection": 0.1,
+    "new_det_thresh": 0.2,
+    "high_conf_thresh": 0.2,
+    "high_iou_thresh": 0.5,
+    "det_nms_thresh": 0.5,
+    "hotstart_delay": 4,
+    "hotstart_unmatch_thresh": 3,
+    "hotstart_dup_thresh": 3,
+    "recondition_every_nth_frame": 4,
+    "fill_hole_area": 4,
 }
 TRUNKS = ("efficientvit_b0", "repvit_m0_9", "tiny_vit_5m_224")
 
@@ -149,6 +164,21 @@ def tiny_tracker_video(*args: Any, **fields: Any) -> EfficientSam3TrackerVideoMo
     """
     torch.manual_seed(0)
     return see_objects(stir(EfficientSam3TrackerVideoModel(tiny_video_config(*args, **fields))))
+
+
+def tiny_video(
+    memory: str = "dense", vision: dict[str, Any] | None = None, **fields: Any
+) -> EfficientSam3VideoModel:
+    """A model for concepts in video, which finds something in every frame."""
+    torch.manual_seed(0)
+    config = EfficientSam3VideoConfig(
+        detector_config=tiny_config(vision).to_dict(),
+        tracker_config=tiny_video_config(memory, vision).to_dict(),
+        **{**LOW_THRESHOLDS, **fields},
+    )
+    model = stir(EfficientSam3VideoModel(config))
+    see_objects(model.tracker_model)
+    return model
 
 
 def see_objects(tracker: Any, shift: float = 3.0) -> Any:

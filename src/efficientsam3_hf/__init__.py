@@ -10,12 +10,14 @@ from . import auto
 
 if TYPE_CHECKING:
     from . import zoo
+    from .models.concept_session import EfficientSam3ConceptSession
     from .models.configuration_efficientsam3 import (
         EfficientSam3BackboneConfig,
         EfficientSam3Config,
         EfficientSam3TextConfig,
         EfficientSam3TrackerConfig,
         EfficientSam3TrackerVideoConfig,
+        EfficientSam3VideoConfig,
         EfficientSam3VisionConfig,
     )
     from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .models.modeling_efficientsam3_text import EfficientSam3TextModel
     from .models.modeling_efficientsam3_tracker import EfficientSam3TrackerModel
     from .models.modeling_efficientsam3_tracker_video import EfficientSam3TrackerVideoModel
+    from .models.modeling_efficientsam3_video import EfficientSam3VideoModel
     from .models.modeling_efficientsam3_vision import (
         EfficientSam3Backbone,
         EfficientSam3VisionModel,
@@ -30,13 +33,16 @@ if TYPE_CHECKING:
     from .models.processing_efficientsam3 import EfficientSam3Processor
     from .models.processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
     from .models.processing_efficientsam3_tracker_video import EfficientSam3TrackerVideoProcessor
+    from .models.processing_efficientsam3_video import EfficientSam3VideoProcessor
     from .models.video_session import EfficientSam3VideoSession
+    from .pipelines import PromptableConceptSegmentationPipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EfficientSam3Backbone",
     "EfficientSam3BackboneConfig",
+    "EfficientSam3ConceptSession",
     "EfficientSam3Config",
     "EfficientSam3ImageProcessor",
     "EfficientSam3Model",
@@ -49,9 +55,13 @@ __all__ = [
     "EfficientSam3TrackerVideoConfig",
     "EfficientSam3TrackerVideoModel",
     "EfficientSam3TrackerVideoProcessor",
+    "EfficientSam3VideoConfig",
+    "EfficientSam3VideoModel",
+    "EfficientSam3VideoProcessor",
     "EfficientSam3VideoSession",
     "EfficientSam3VisionConfig",
     "EfficientSam3VisionModel",
+    "PromptableConceptSegmentationPipeline",
     "zoo",
 ]
 
@@ -62,6 +72,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name == "zoo":
         return importlib.import_module(f"{__name__}.zoo")
+    if name == "PromptableConceptSegmentationPipeline":
+        return importlib.import_module(
+            f"{__name__}.pipelines"
+        ).PromptableConceptSegmentationPipeline
     if name in auto.CLASSES:
         return auto.load_class(name)
     if name in __all__:

@@ -24,11 +24,14 @@ CLASSES = {
     "EfficientSam3Model": "modeling_efficientsam3",
     "EfficientSam3TrackerModel": "modeling_efficientsam3_tracker",
     "EfficientSam3TrackerVideoModel": "modeling_efficientsam3_tracker_video",
+    "EfficientSam3VideoModel": "modeling_efficientsam3_video",
     "EfficientSam3VideoSession": "video_session",
+    "EfficientSam3ConceptSession": "concept_session",
     "EfficientSam3ImageProcessor": "image_processing_efficientsam3",
     "EfficientSam3Processor": "processing_efficientsam3",
     "EfficientSam3TrackerProcessor": "processing_efficientsam3_tracker",
     "EfficientSam3TrackerVideoProcessor": "processing_efficientsam3_tracker_video",
+    "EfficientSam3VideoProcessor": "processing_efficientsam3_video",
 }
 
 # Auto class -> (configuration, class) rows.
@@ -39,17 +42,20 @@ MODEL_ROWS = {
         ("EfficientSam3TextConfig", "EfficientSam3TextModel"),
         ("EfficientSam3TrackerConfig", "EfficientSam3TrackerModel"),
         ("EfficientSam3TrackerVideoConfig", "EfficientSam3TrackerVideoModel"),
+        ("EfficientSam3VideoConfig", "EfficientSam3VideoModel"),
         ("EfficientSam3Config", "EfficientSam3Model"),
     ],
     "AutoModelForMaskGeneration": [
         ("EfficientSam3TrackerConfig", "EfficientSam3TrackerModel"),
         ("EfficientSam3Config", "EfficientSam3TrackerModel"),
     ],
+    "AutoModelForZeroShotObjectDetection": [("EfficientSam3Config", "EfficientSam3Model")],
 }
 PROCESSOR_ROWS = [
     ("EfficientSam3Config", "EfficientSam3Processor"),
     ("EfficientSam3TrackerConfig", "EfficientSam3TrackerProcessor"),
     ("EfficientSam3TrackerVideoConfig", "EfficientSam3TrackerVideoProcessor"),
+    ("EfficientSam3VideoConfig", "EfficientSam3VideoProcessor"),
 ]
 
 
@@ -114,6 +120,11 @@ def register_image_processor(module: ModuleType) -> None:
         importlib.import_module(f"{MODELS}.{CLASSES['EfficientSam3ImageProcessor']}")
 
 
+def register_pipelines(module: ModuleType) -> None:
+    """Load the pipeline of concepts, which tells `pipeline` of itself."""
+    importlib.import_module(f"{__package__}.pipelines")
+
+
 AUTO = "transformers.models.auto"
 SAM3_IMAGE_PROCESSING = "transformers.models.sam3.image_processing_sam3"
 CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
@@ -122,6 +133,7 @@ CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
     f"{AUTO}.processing_auto": register_processors,
     f"{AUTO}.image_processing_auto": register_image_processor,
     SAM3_IMAGE_PROCESSING: register_image_processor,
+    "transformers.pipelines": register_pipelines,
 }
 
 

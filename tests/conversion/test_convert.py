@@ -139,7 +139,9 @@ def test_a_folder_of_transformers_is_a_source_too(folder, tmp_path):
 
 
 def test_a_folder_holds_all_that_a_user_needs(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [
+    names = sorted(path.name for path in folder.iterdir())
+    assert "remote_code.py" in names
+    assert [name for name in names if not name.endswith(".py")] == [
         "LICENSE",
         "README.md",
         "config.json",

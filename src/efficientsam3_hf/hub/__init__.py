@@ -1,1 +1,1 @@
-"""Folders and the Hub: model cards, records of what was measured and trained, licences."""
+"""Between a folder and the Hugging Face Hub: cards, records, licences, what trainers push."""

@@ -11,34 +11,16 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
-
-
-class CompositeConfig:
-    """What configurations with others inside share."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in transformers, less what nested configurations remember of their last checkpoint.
-
-        Their precision is the whole model's, and where they were loaded from is nobody's business.
-        """
-        return {
-            name: without_origin(value) if isinstance(value, dict) else value
-            for name, value in super().to_dict().items()  # pyright: ignore  of PreTrainedConfig
-        }
-
-
-def without_origin(nested: dict[str, Any]) -> dict[str, Any]:
-    """The dictionary of a nested configuration without the path and precision of a checkpoint."""
-    forgotten = {"_name_or_path": "", "dtype": None}
-    return {
-        name: without_origin(value) if isinstance(value, dict) else forgotten.get(name, value)
-        for name, value in nested.items()
-    }
+from .auto_map import SelfContainedConfigMixin
+from .composite_config import CompositeConfig
+from .configuration_efficientsam3_video import (
+    EfficientSam3TrackerVideoConfig,
+    EfficientSam3VideoConfig,
+)
 
 
 @strict
-class EfficientSam3BackboneConfig(PreTrainedConfig):
+class EfficientSam3BackboneConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of the student that stands in for the ViT of SAM 3.
 
     Args:
@@ -70,7 +52,7 @@ _LATERAL_BACKBONE = {"hidden_size": None, "patch_size": 16, "image_size": 1024}
 
 
 @strict
-class EfficientSam3VisionConfig(CompositeConfig, PreTrainedConfig):
+class EfficientSam3VisionConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """A student trunk and the neck that turns its maps into the pyramid of the SAM 3 heads.
 
     Args:
@@ -146,7 +128,7 @@ class EfficientSam3VisionConfig(CompositeConfig, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TextConfig(PreTrainedConfig):
+class EfficientSam3TextConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of a MobileCLIP text tower.
 
     Args:
@@ -196,7 +178,7 @@ class EfficientSam3TextConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TrackerConfig(CompositeConfig, PreTrainedConfig):
+class EfficientSam3TrackerConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """The tracker on images: points, boxes and masks to masks.
 
     Args:
@@ -258,7 +240,7 @@ class EfficientSam3TrackerConfig(CompositeConfig, PreTrainedConfig):
 
 
 @strict
-class EfficientSam3Config(CompositeConfig, PreTrainedConfig):
+class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """Concepts in images: phrases, exemplar boxes and exemplar points to instances.
 
     Args:
@@ -355,6 +337,7 @@ CONFIGURATIONS = (
     EfficientSam3TextConfig,
     EfficientSam3TrackerConfig,
     EfficientSam3TrackerVideoConfig,
+    EfficientSam3VideoConfig,
     EfficientSam3Config,
 )
 

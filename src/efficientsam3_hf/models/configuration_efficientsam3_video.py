@@ -7,12 +7,15 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from .auto_map import SelfContainedConfigMixin
+from .composite_config import CompositeConfig
+
 # Depth of the memory attention where the caller does not say otherwise.
 DEPTHS = {"dense": 4, "perceiver": 2}
 
 
 @strict
-class EfficientSam3TrackerVideoConfig(PreTrainedConfig):
+class EfficientSam3TrackerVideoConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """The tracker in video: points, boxes and masks on any frame to masks on all frames.
 
     Fields that are not explained mean what they mean in transformers' `Sam3TrackerVideoConfig`.
@@ -203,3 +206,91 @@ def tracker_part(config_dict: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(
         "This configuration has no tracker_config: the checkpoint serves the concept model only."
     )
+
+
+@strict
+class EfficientSam3VideoConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
+    """Concepts through video: a detector of concepts in frames, and a tracker between them.
+
+    Fields that are not explained mean what they mean in transformers' `Sam3VideoConfig`.
+
+    Args:
+        detector_config: The concept model.
+        tracker_config: The tracker in video, which shares the detector's trunk.
+        detect_every_nth_frame: 1 looks for new objects in every frame; n tracks only, in between.
+        lost_after: Frames without a mask after which an object is forgotten; None remembers all,
+            as transformers does, and grows with every object that a video ever shows.
+        hotstart_delay: Frames within which a new masklet has to prove itself, and by which results
+            come late.
+        fill_hole_area: Largest hole or island, in pixels of the predicted masks, that is removed.
+    """
+
+    model_type = "efficientsam3_video"
+    sub_configs_defaults = {
+        "detector_config": SubConfigSpec(config_class=AutoConfig, model_type="efficientsam3"),
+        "tracker_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="efficientsam3_tracker_video"
+        ),
+    }
+
+    detector_config: dict | PreTrainedConfig | None = None
+    tracker_config: dict | PreTrainedConfig | None = None
+    initializer_range: float = 0.02
+
+    detect_every_nth_frame: int = 1
+    lost_after: int | None = 300
+    score_threshold_detection: float = 0.5
+    det_nms_thresh: float = 0.1
+    assoc_iou_thresh: float = 0.1
+    trk_assoc_iou_thresh: float = 0.5
+    new_det_thresh: float = 0.7
+    recondition_on_trk_masks: bool = True
+    hotstart_delay: int = 15
+    hotstart_unmatch_thresh: int = 8
+    hotstart_dup_thresh: int = 8
+    suppress_unmatched_only_within_hotstart: bool = True
+    init_trk_keep_alive: int = 30
+    max_trk_keep_alive: int = 30
+    min_trk_keep_alive: int = -1
+    suppress_overlapping_based_on_recent_occlusion_threshold: float = 0.7
+    decrease_trk_keep_alive_for_empty_masklets: bool = False
+    fill_hole_area: int = 16
+    max_num_objects: int = 10000
+    recondition_every_nth_frame: int = 16
+    high_conf_thresh: float = 0.8
+    high_iou_thresh: float = 0.8
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; out of a checkpoint for all tasks, its detector and its tracker."""
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if config_dict.get("model_type") == "efficientsam3":
+            trackers = ("tracker_config", "tracker_video_config")
+            detector = {name: value for name, value in config_dict.items() if name not in trackers}
+            config_dict = {
+                "detector_config": detector,
+                "tracker_config": tracker_part(config_dict),
+                "dtype": config_dict.get("dtype"),
+            }
+        return config_dict, kwargs
+
+    def validate_architecture(self):
+        """Refuse settings that contradict one another."""
+        for name in ("hotstart_unmatch_thresh", "hotstart_dup_thresh"):
+            if 0 < self.hotstart_delay < getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} can never be reached within hotstart_delay="
+                    f"{self.hotstart_delay}."
+                )
+        if self.detect_every_nth_frame < 1:
+            raise ValueError("detect_every_nth_frame is 1 or more.")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return self.detector_config.image_size
+
+    @image_size.setter
+    def image_size(self, value: int) -> None:
+        self.detector_config.image_size = value
+        self.tracker_config.image_size = value

@@ -12,6 +12,7 @@ from transformers.models.auto import AutoImageProcessor
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 from transformers.utils import logging
 
+from .auto_map import SelfContainedProcessorMixin
 from .configuration_efficientsam3 import (
     EfficientSam3Config,
     EfficientSam3TrackerConfig,
@@ -25,7 +26,7 @@ logger = logging.get_logger(__name__)
 MASKS_AT_ONCE = 16
 
 
-class EfficientSam3ImageProcessor(Sam3ImageProcessor):
+class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcessor):
     """SAM 3's transform: squash to a square, scale to [-1, 1].
 
     Grey images become RGB, transparent ones are laid over white, 16-bit ones (`uint16`, and PIL's
@@ -100,6 +101,14 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
                 }
             )
         return results
+
+    def post_process_for_mask_generation(
+        self, all_masks, all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float
+    ):
+        """As in transformers, where scores in half precision do not go with boxes in float32."""
+        return super().post_process_for_mask_generation(
+            all_masks, all_scores.float(), all_boxes, crops_nms_thresh
+        )
 
     @staticmethod
     def check_target_sizes(

@@ -26,7 +26,11 @@ from .configuration_efficientsam3 import EfficientSam3Config
 from .from_teacher import FromTeacherMixin
 from .geometry_encoder import EfficientSam3GeometryEncoder
 from .modeling_efficientsam3_text import EfficientSam3TextModel
-from .modeling_efficientsam3_vision import EfficientSam3VisionModel, fuse_vision_encoder
+from .modeling_efficientsam3_vision import (
+    EfficientSam3VisionModel,
+    EfficientSam3VisionOutput,
+    fuse_vision_encoder,
+)
 
 TextFeatures = Tensor | Mapping[str, Tensor]
 VisionFeatures = Mapping[str, Sequence[Tensor]] | Sequence[Tensor]
@@ -291,10 +295,9 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
                 "vision_embeds must be the output of get_vision_features or its maps (finest "
                 "first), not a single tensor."
             )
-        if isinstance(vision_embeds, Mapping):
-            vision_embeds = Sam3VisionEncoderOutput(**vision_embeds)
-        else:
-            vision_embeds = Sam3VisionEncoderOutput(fpn_hidden_states=tuple(vision_embeds))
+        if not isinstance(vision_embeds, Mapping):
+            vision_embeds = {"fpn_hidden_states": tuple(vision_embeds)}
+        vision_embeds = EfficientSam3VisionOutput(**vision_embeds)
         levels = list(vision_embeds.fpn_hidden_states[:3])
         if len(levels) < 3:
             raise ValueError(

@@ -39,6 +39,17 @@ class EfficientSam3BackboneOutput(BaseModelOutput):
     feature_maps: tuple[Tensor, ...] | None = None
 
 
+@dataclass
+class EfficientSam3VisionOutput(Sam3VisionEncoderOutput):
+    """What a vision encoder hands to the heads.
+
+    Args:
+        feature_maps: What its backbone made, for a neck of another task.
+    """
+
+    feature_maps: tuple[Tensor, ...] | None = None
+
+
 class EfficientSam3Backbone(PartLoadingMixin, PreTrainedModel):
     """A trunk, and the head that projects its last map to the shape of the teacher's."""
 
@@ -173,6 +184,12 @@ class EfficientSam3LateralNeck(nn.Module):
         return (*smooth, unread)
 
 
+def build_neck(config: EfficientSam3VisionConfig) -> EfficientSam3Neck | EfficientSam3LateralNeck:
+    """The neck of a configuration."""
+    neck_class = EfficientSam3LateralNeck if config.neck == "lateral" else EfficientSam3Neck
+    return neck_class(config)
+
+
 class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
     """Backbone and neck: an image to four maps of one width, fine to coarse.
 
@@ -192,8 +209,7 @@ class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
     def __init__(self, config: EfficientSam3VisionConfig):
         super().__init__(config)
         self.backbone = EfficientSam3Backbone(config.backbone_config)
-        neck_class = EfficientSam3LateralNeck if config.neck == "lateral" else EfficientSam3Neck
-        self.neck = neck_class(config)
+        self.neck = build_neck(config)
         self.position_encoding = Sam3SinePositionEmbedding(
             num_position_features=config.fpn_hidden_size // 2, normalize=True
         )
@@ -210,17 +226,18 @@ class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
     @can_return_tuple
     def forward(
         self, pixel_values: Tensor | None = None, **kwargs
-    ) -> Sam3VisionEncoderOutput | tuple:
+    ) -> EfficientSam3VisionOutput | tuple:
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
         self.check_image_size(pixel_values.shape[-2:])
         backbone_output = self.backbone(pixel_values, return_dict=True, **kwargs)
         levels = self.neck(backbone_output.feature_maps)
-        return Sam3VisionEncoderOutput(
+        return EfficientSam3VisionOutput(
             last_hidden_state=self.token_map(backbone_output, levels).flatten(2).transpose(1, 2),
             fpn_hidden_states=levels,
             fpn_position_encoding=tuple(self.encode_positions(level) for level in levels),
             hidden_states=backbone_output.hidden_states,
+            feature_maps=backbone_output.feature_maps,
         )
 
     def check_image_size(self, image_size: tuple[int, int]) -> None:

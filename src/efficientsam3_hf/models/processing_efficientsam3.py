@@ -9,6 +9,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.sam3.processing_sam3 import Sam3Processor
 from transformers.utils import logging
 
+from .auto_map import SelfContainedProcessorMixin
 from .prompts import (
     PADDING_LABEL,
     VISUAL_PHRASE,
@@ -25,7 +26,7 @@ logger = logging.get_logger(__name__)
 PAD_TOKEN_ID = 0  # CLIP's; it is also the token "!", so it cannot be the tokenizer's pad token
 
 
-class EfficientSam3Processor(Sam3Processor):
+class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
     """Takes what `Sam3Processor` takes, and also points and several phrases for one image.
 
     A prompt is a phrase, exemplar boxes and exemplar points for one image, each alone or combined.

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers.models.sam3_tracker.processing_sam3_tracker import Sam3TrackerProcessor
 
+from .auto_map import SelfContainedProcessorMixin
 from .prompts import (
     PADDING_LABEL,
     check_box,
@@ -19,7 +20,7 @@ POINT_LABELS = (1, 0, 2, 3, -1, PADDING_LABEL)
 PLACELESS = (-1, PADDING_LABEL)
 
 
-class EfficientSam3TrackerProcessor(Sam3TrackerProcessor):
+class EfficientSam3TrackerProcessor(SelfContainedProcessorMixin, Sam3TrackerProcessor):
     """`Sam3TrackerProcessor` that checks prompts before the model sees them.
 
     A box that leaves its image is clipped to it; one outside, or without area, is an error, and so

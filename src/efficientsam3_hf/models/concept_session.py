@@ -1,0 +1,211 @@
+"""What concept tracking remembers of a video: prompts, masklets, and the tracker's session."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoSegmentationOutput
+
+from .masklets import Masklet
+from .video_session import EfficientSam3VideoSession
+
+
+@dataclass
+class ConceptPrompt:
+    """One concept to follow: a phrase, or exemplars in one frame, or both.
+
+    Args:
+        label: What results call it.
+        input_ids: (1, length) token ids of the phrase.
+        attention_mask: (1, length), 0 where a token is padding.
+        boxes: (1, boxes, 4) exemplars as (cx, cy, w, h) in [0, 1].
+        boxes_labels: (1, boxes): 1 positive, 0 negative.
+        frame_idx: Frame of the exemplars.
+        text_embeds: (1, length, channels) of the phrase, once it has been encoded.
+        exemplar_tokens: (1, boxes + 1, channels) of the exemplars, once their frame has been seen.
+    """
+
+    label: str
+    input_ids: Tensor
+    attention_mask: Tensor
+    boxes: Tensor | None = None
+    boxes_labels: Tensor | None = None
+    frame_idx: int | None = None
+    text_embeds: Tensor | None = None
+    exemplar_tokens: Tensor | None = None
+
+
+@dataclass
+class EfficientSam3VideoOutput(Sam3VideoSegmentationOutput):
+    """What is known of the objects of one frame; the fields of transformers', and some more.
+
+    Args:
+        obj_id_to_prompt_id: Number of the prompt that each belongs to.
+        obj_id_to_first_frame: Where each began.
+        confirmed_obj_ids: Objects that can no longer turn out to be none.
+        source_frame: Number of the frame where it came from; None if the session counts alike.
+    """
+
+    obj_id_to_prompt_id: dict[int, int] | None = None
+    obj_id_to_first_frame: dict[int, int] | None = None
+    confirmed_obj_ids: set[int] | None = None
+    source_frame: int | None = None
+
+    def learn(self, later: "EfficientSam3VideoOutput", hotstart_delay: int) -> None:
+        """Take over what a later frame says of the objects of this one."""
+        self.removed_obj_ids = self.removed_obj_ids | later.removed_obj_ids
+        self.confirmed_obj_ids = {
+            obj_id
+            for obj_id, first in self.obj_id_to_first_frame.items()
+            if abs(later.frame_idx - first) + 1 >= hotstart_delay
+        }
+
+
+# Fields of an output that JSON holds; its masks are tensors.
+OUTPUT_FIELDS = (
+    "object_ids", "obj_id_to_score", "obj_id_to_tracker_score", "removed_obj_ids",
+    "suppressed_obj_ids", "frame_idx", "obj_id_to_prompt_id", "obj_id_to_first_frame",
+    "confirmed_obj_ids", "source_frame",
+)  # fmt: skip
+
+# Fields of a prompt that hold tensors.
+PROMPT_TENSORS = (
+    "input_ids", "attention_mask", "boxes", "boxes_labels", "text_embeds", "exemplar_tokens",
+)  # fmt: skip
+
+
+class EfficientSam3ConceptSession:
+    """The state of concept tracking in one video, of a size that does not depend on its length.
+
+    Args:
+        tracker: Frames, and the objects as the tracker knows them.
+    """
+
+    def __init__(self, tracker: EfficientSam3VideoSession):
+        self.tracker = tracker
+        self.prompts: list[ConceptPrompt] = []
+        self.masklets: dict[int, Masklet] = {}
+        self.removed: dict[int, int] = {}  # object -> frame in which it was found to be none
+        self.max_obj_id = -1
+        self.pending: list[EfficientSam3VideoOutput] = []  # of a stream, whose results come late
+
+    @property
+    def obj_ids(self) -> list[int]:
+        """Identities of the objects, in the order in which they came."""
+        return list(self.masklets)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the video, or of the stream so far."""
+        return self.tracker.num_frames
+
+    def add_prompt(self, prompt: ConceptPrompt) -> int:
+        """Follow one more concept from now on; gives its number.
+
+        A phrase that is followed already keeps its number.
+        """
+        for number, known in enumerate(self.prompts):
+            if known.label == prompt.label and known.boxes is None and prompt.boxes is None:
+                return number
+        device = self.tracker.inference_device
+        for name in PROMPT_TENSORS:
+            value = getattr(prompt, name)
+            setattr(prompt, name, None if value is None else value.to(device))
+        if prompt.frame_idx is not None:
+            self.tracker.check_reachable(prompt.frame_idx)
+        self.prompts.append(prompt)
+        return len(self.prompts) - 1
+
+    def add_masklet(self, masklet: Masklet) -> None:
+        """Begin to follow an object."""
+        self.masklets[masklet.object_id] = masklet
+        self.max_obj_id = max(self.max_obj_id, masklet.object_id)
+
+    def remove_object(self, obj_id: int, strict: bool = False) -> None:
+        """Forget an object; unknown ones are an error if `strict`."""
+        self.tracker.remove_object(obj_id, strict)
+        self.masklets.pop(obj_id, None)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write the state to a folder, as tensors and JSON, to go on from there another time."""
+        folder = Path(folder)
+        self.tracker.save(folder / "tracker")
+        tensors = {
+            f"{number}.{name}": getattr(prompt, name).cpu().clone().contiguous()
+            for number, prompt in enumerate(self.prompts)
+            for name in PROMPT_TENSORS
+            if getattr(prompt, name) is not None
+        }
+        for number, output in enumerate(self.pending):
+            for obj_id, mask in output.obj_id_to_mask.items():
+                tensors[f"pending.{number}.{obj_id}"] = mask.cpu().clone().contiguous()
+        save_file(tensors, folder / "concepts.safetensors")
+        state = {
+            "pending": [
+                {name: to_json(getattr(output, name)) for name in OUTPUT_FIELDS}
+                for output in self.pending
+            ],
+            "prompts": [{"label": p.label, "frame_idx": p.frame_idx} for p in self.prompts],
+            "masklets": [asdict(masklet) for masklet in self.masklets.values()],
+            "removed": list(self.removed.items()),
+            "max_obj_id": self.max_obj_id,
+        }
+        (folder / "concepts.json").write_text(json.dumps(state, indent=1))
+        return folder
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike, video=None, **devices
+    ) -> "EfficientSam3ConceptSession":
+        """A session as it was when it was saved.
+
+        Args:
+            folder: Where `save` wrote it.
+            video: The whole video, if it had one.
+            devices: As in `EfficientSam3VideoSession.load`.
+        """
+        folder = Path(folder)
+        session = cls(EfficientSam3VideoSession.load(folder / "tracker", video, **devices))
+        state = json.loads((folder / "concepts.json").read_text())
+        tensors = load_file(folder / "concepts.safetensors")
+        for number, fields in enumerate(state["prompts"]):
+            found = {name: tensors.get(f"{number}.{name}") for name in PROMPT_TENSORS}
+            moved = {
+                name: None if tensor is None else tensor.to(session.tracker.inference_device)
+                for name, tensor in found.items()
+            }
+            session.prompts.append(ConceptPrompt(**fields, **moved))
+        for fields in state["masklets"]:
+            duplicates = {int(older): count for older, count in fields.pop("duplicates").items()}
+            session.add_masklet(Masklet(**fields, duplicates=duplicates))
+        session.removed = dict(state["removed"])
+        session.max_obj_id = state["max_obj_id"]
+        for number, fields in enumerate(state["pending"]):
+            output = EfficientSam3VideoOutput(
+                **{name: from_json(name, value) for name, value in fields.items()}
+            )
+            prefix = f"pending.{number}."
+            output.obj_id_to_mask = {
+                int(name.removeprefix(prefix)): mask.to(session.tracker.inference_device)
+                for name, mask in tensors.items()
+                if name.startswith(prefix)
+            }
+            session.pending.append(output)
+        return session
+
+
+def to_json(value: Any) -> Any:
+    """A value of an output as JSON holds it."""
+    return sorted(value) if isinstance(value, set) else value
+
+
+def from_json(name: str, value: Any) -> Any:
+    """A value of an output as it was."""
+    if isinstance(value, dict):  # JSON makes strings of numbers
+        return {int(obj_id): item for obj_id, item in value.items()}
+    is_set = name in ("removed_obj_ids", "suppressed_obj_ids", "confirmed_obj_ids")
+    return set(value) if is_set and value is not None else value
