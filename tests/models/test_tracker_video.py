@@ -700,7 +700,7 @@ def test_calls_that_make_no_sense_are_errors_that_say_why(dense):
         next(dense.propagate_in_video_iterator(video))
     with pytest.raises(ValueError, match="A stream has no end"):
         next(dense.propagate_in_video_iterator(stream))
-    with pytest.raises(ValueError, match="either an inference_session or, of clips, pixel_values"):
+    with pytest.raises(ValueError, match="an inference_session or, of clips, either"):
         dense()
     with pytest.raises(ValueError, match="Give a frame of a stream"):
         dense(stream)
@@ -782,6 +782,8 @@ def test_one_folder_serves_images_and_video(memory: str, tmp_path):
     mine, theirs = on_images.state_dict(), in_video.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert set(theirs) - set(mine)
+    processor = EfficientSam3TrackerVideoProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor.image_processor, EfficientSam3ImageProcessor)
     config = EfficientSam3TrackerConfig.from_pretrained(tmp_path)
     assert config.vision_config.backbone_config.trunk == "efficientvit_b0"
     assert concepts.config.tracker_video_config.memory == memory

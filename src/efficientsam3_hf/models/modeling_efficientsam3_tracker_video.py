@@ -77,6 +77,7 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
         run_mem_encoder: bool = True,
         object_ids: Sequence[int] | None = None,
         pixel_values: Tensor | None = None,
+        frames: Sequence[FrameFeatures] | None = None,
         **kwargs,
     ) -> Sam3TrackerVideoSegmentationOutput | EfficientSam3ClipOutput:
         """Follow the objects of a session into one frame, or those of clips with gradients.
@@ -85,11 +86,10 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
             inference_session: Made by the processor. The rest is as in `track_frame`.
             pixel_values: Clips, in place of a session. The rest is then as in `forward_clip`. This
                 is the way in for whatever wraps a model for training.
+            frames: Features of clips, in place of their pixels.
         """
-        if (inference_session is None) == (pixel_values is None):
-            raise ValueError("Give either an inference_session or, of clips, pixel_values.")
-        if pixel_values is not None:
-            return self.forward_clip(pixel_values, **kwargs)
+        if inference_session is None:
+            return self.forward_clip(pixel_values, frames=frames, **kwargs)
         return self.track_frame(
             inference_session, frame_idx, frame, reverse, run_mem_encoder, object_ids
         )
@@ -325,7 +325,11 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
         }
         order = range(max(starts.values(), default=0) - 1, -1, -1)
         for frame_idx in tqdm(order, desc="tracking back", disable=not show_progress_bar):
-            later = [obj_id for obj_id, start in starts.items() if start > frame_idx]
+            later = [
+                obj_id
+                for obj_id, start in starts.items()
+                if start > frame_idx and obj_id in session.objects
+            ]
             yield self(session, frame_idx=frame_idx, reverse=True, object_ids=later)
 
 

@@ -108,7 +108,7 @@ class EfficientSam3TrackerVideoProcessor(EfficientSam3TrackerProcessor):
             original_size: (height, width) of the frames of a stream, where no frame has come yet.
             clear_old_inputs: Whether points given before for this frame are dropped.
         """
-        obj_ids = [obj_ids] if isinstance(obj_ids, int) else list(obj_ids)
+        obj_ids = [obj_ids] if isinstance(obj_ids, int | np.integer) else list(obj_ids)
         if len(set(obj_ids)) != len(obj_ids):
             raise ValueError(f"obj_ids {obj_ids} name an object twice.")
         if (input_points is None) != (input_labels is None):

@@ -157,6 +157,7 @@ class EfficientSam3VideoSession:
             labels: (points,): 1 on the object, 0 beside it, 2 and 3 for the corners of a box.
             clear_old: Whether points given before for this frame are dropped.
         """
+        obj_id, frame_idx = int(obj_id), int(frame_idx)
         self.check_reachable(frame_idx)
         points = points.to(self.inference_device, torch.float32)
         labels = labels.to(self.inference_device, torch.int64)
@@ -168,6 +169,7 @@ class EfficientSam3VideoSession:
 
     def add_mask(self, obj_id: int, frame_idx: int, mask: Tensor) -> None:
         """Say by a mask (height, width) in the size of the model's input what an object is."""
+        obj_id, frame_idx = int(obj_id), int(frame_idx)
         self.check_reachable(frame_idx)
         tracked = self.objects.setdefault(obj_id, TrackedObject())
         tracked.add_prompt(frame_idx, Prompt(mask=mask.to(self.inference_device, self.dtype)))
