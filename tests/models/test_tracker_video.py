@@ -816,6 +816,36 @@ def test_a_folder_without_a_tracker_in_video_names_the_missing_weights(tmp_path)
         EfficientSam3TrackerVideoModel.from_pretrained(tmp_path, config=config)
 
 
+def test_a_folder_that_says_nothing_of_video_has_the_memory_of_sam3(tmp_path):
+    zoo.save("efficientsam3-repvit-s", tmp_path)
+
+    config = EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path)
+
+    assert config.to_diff_dict().keys() == EfficientSam3TrackerVideoConfig().to_diff_dict().keys()
+    assert config.memory == "dense"
+    assert config.vision_config.backbone_config.trunk == "repvit_m0_9"
+    smaller = EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path, image_size=504)
+    assert smaller.grid_size == 36
+    assert smaller.prompt_encoder_config.image_size == 504
+
+
+def test_the_image_size_of_a_family_reaches_its_tracker_in_video(tmp_path):
+    family = zoo.config("efficientsam3-repvit-s")
+    family.tracker_video_config = tracker_video_config(family, memory="perceiver")
+    family.image_size = 504
+    family.save_pretrained(tmp_path)
+
+    config = EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path)
+
+    assert (config.memory, config.grid_size) == ("perceiver", 36)
+    assert type(family.tracker_video_config) is EfficientSam3TrackerVideoConfig
+    concepts_only = zoo.config("efficientsam3-repvit-s")
+    concepts_only.tracker_config = None
+    concepts_only.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="serves the concept model only"):
+        EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path)
+
+
 def test_a_zoo_name_is_enough_and_its_memory_can_be_chosen():
     variant = zoo.config("efficientsam3-efficientvit-s")
 
