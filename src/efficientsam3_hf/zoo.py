@@ -60,8 +60,8 @@ def save(
     else:
         weights = join_weights(model.state_dict(), tracker.state_dict())
         model.config.tracker_config = image_tracker_config(tracker.config)
-        if isinstance(tracker, EfficientSam3TrackerVideoModel):
-            model.config.tracker_video_config = tracker.config
+        is_video = isinstance(tracker, EfficientSam3TrackerVideoModel)
+        model.config.tracker_video_config = tracker.config if is_video else None
         model.save_pretrained(folder, state_dict=weights)
     processor(configuration).save_pretrained(folder)
     return Path(folder)

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import (
     TINY_VIT,
     TRUNKS,
@@ -186,6 +187,17 @@ def test_objects_that_are_gone_are_remembered_as_by_transformers(stock, same):
         pair.go(frame_idx)
     last = [memory.object_score_logits for memory in pair.sessions[1].objects[1].memories.values()]
     assert (torch.stack(last[1:]) < 0).all()
+
+
+def test_an_object_followed_forward_before_its_prompt_is_as_in_transformers(stock, same):
+    pair = Pair(stock, same, CLIP[:12])
+    pair.prompt(1, 0, POINT)
+    pair.go(0)
+    pair.prompt(2, 8, BOX)
+    pair.go(8)
+
+    for frame_idx in range(1, 12):  # until frame 8, object 2 knows of its prompt, but no pointer
+        pair.go(frame_idx)
 
 
 def test_a_prompt_on_the_last_frame_is_tracked_backward_as_by_transformers(stock, same):
@@ -460,6 +472,27 @@ def test_frames_are_remembered_or_not_as_asked(dense):
     assert memories[2].features is not None
 
 
+def test_a_tracker_without_eyes_sees_through_those_of_another(dense):
+    blind = EfficientSam3TrackerVideoModel(dense.config, remove_vision_encoder=True).eval()
+    blind.load_state_dict(
+        {name: tensor for name, tensor in dense.state_dict().items() if "vision" not in name}
+    )
+    stream, expected = session(), session()
+    for each in (stream, expected):
+        each.add_points(1, 0, *POINT)
+
+    for frame_idx, frame in enumerate(CLIP[:4]):
+        stream.add_new_frame(frame)
+        with pytest.raises(ValueError, match="This tracker has no vision encoder"):
+            blind(stream, frame_idx=frame_idx)
+        with torch.no_grad():
+            seen = dense.vision_encoder(frame[None])
+            features = blind.project_levels(seen.fpn_hidden_states, seen.fpn_position_encoding)
+        stream.cache_features(frame_idx, features)
+        masks = blind(stream, frame_idx=frame_idx).pred_masks
+        assert torch.equal(masks, dense(expected, frame=frame).pred_masks)
+
+
 def long_stream(num_frames: int) -> Iterator[Tensor]:
     """As many frames as one likes, each in memory of its own."""
     for index in range(num_frames):
@@ -492,6 +525,7 @@ def test_a_state_is_of_constant_size(memory: str):
     assert len(set(sizes[50:])) == 1
 
 
+@pytest.mark.slow
 def test_resident_memory_does_not_grow_with_the_number_of_frames():
     vision = tiny_vision()
     vision["backbone_config"]["image_size"] = 56
@@ -524,8 +558,9 @@ def test_a_stream_that_was_killed_goes_on_from_its_saved_session(model, tmp_path
             for stream in (whole, cut):
                 stream.add_mask(3, 12, MASKS[12, 1])
         if frame_idx == 14:
-            cut.save(tmp_path)
-            cut = EfficientSam3VideoSession.load(tmp_path)
+            path = cut.save(tmp_path / "cut.safetensors")
+            cut = EfficientSam3VideoSession.load(path)
+            cut = EfficientSam3VideoSession.load(cut.save(path))  # over the file it came from
         if frame_idx == 20:
             for stream, results in ((whole, expected), (cut, found)):
                 stream.add_points(2, 19, *POINTS)
@@ -539,7 +574,7 @@ def test_a_stream_that_was_killed_goes_on_from_its_saved_session(model, tmp_path
         assert torch.equal(ours.pred_masks, theirs.pred_masks)
         assert torch.equal(ours.object_score_logits, theirs.object_score_logits)
     assert cut.num_frames == 30
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.safetensors"]
 
 
 def test_a_session_of_a_whole_video_is_saved_without_it(dense, tmp_path):
@@ -547,18 +582,39 @@ def test_a_session_of_a_whole_video_is_saved_without_it(dense, tmp_path):
     tell_two_objects(video, [1, 2, 3, 4])
     for frame_idx in range(5):
         dense(video, frame_idx=frame_idx)
-    video.save(tmp_path)
+    path = video.save(tmp_path / "session.safetensors")
 
-    loaded = EfficientSam3VideoSession.load(tmp_path, CLIP[:10])
+    loaded = EfficientSam3VideoSession.load(path, CLIP[:10])
 
     for frame_idx in range(5, 10):
         expected, found = (dense(each, frame_idx=frame_idx) for each in (video, loaded))
         assert found.object_ids == expected.object_ids
         assert torch.equal(found.pred_masks, expected.pred_masks)
     with pytest.raises(ValueError, match="a session of a video: give it again"):
-        EfficientSam3VideoSession.load(tmp_path)
+        EfficientSam3VideoSession.load(path)
     with pytest.raises(ValueError, match="The video has 9 frames; the session was saved with 10"):
-        EfficientSam3VideoSession.load(tmp_path, CLIP[:9])
+        EfficientSam3VideoSession.load(path, CLIP[:9])
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds no session of format 1"):
+        EfficientSam3VideoSession.load(path)
+
+
+def test_recent_frames_keep_their_order_when_saved(dense, tmp_path):
+    stream = session(max_vision_features_cache_size=3)
+    stream.add_points(1, 0, *POINT)
+    for frame in CLIP[:11]:  # 8, 9 and 10 in the order of numbers, not of letters
+        dense(stream, frame=frame)
+
+    loaded = EfficientSam3VideoSession.load(stream.save(tmp_path / "stream.safetensors"))
+
+    assert list(loaded.recent_frames) == [8, 9, 10]
+    loaded.add_new_frame(CLIP[11])
+    assert list(loaded.recent_frames) == [9, 10, 11]
+    loaded.add_points(1, 9, *BOX)
+    stream.add_new_frame(CLIP[11])
+    stream.add_points(1, 9, *BOX)
+    masks = [dense(each, frame_idx=9).pred_masks for each in (stream, loaded)]
+    assert torch.equal(*masks)
 
 
 def processors() -> tuple[Sam3TrackerVideoProcessor, EfficientSam3TrackerVideoProcessor]:
@@ -704,6 +760,10 @@ def test_calls_that_make_no_sense_are_errors_that_say_why(dense):
         dense()
     with pytest.raises(ValueError, match="Give a frame of a stream"):
         dense(stream)
+    with pytest.raises(TypeError, match=r"these mean nothing: \['mask_threshold'\]"):
+        dense(video, frame_idx=0, mask_threshold=0.5)
+    with pytest.raises(ValueError, match=r"There are no objects \[7\], only \[\]"):
+        dense(video, frame_idx=0, object_ids=[7])
     with pytest.raises(ValueError, match="whole video; a stream starts without one"):
         dense(video, frame=CLIP[0])
     with pytest.raises(ValueError, match="4 frames, and none 4"):

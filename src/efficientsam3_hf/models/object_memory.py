@@ -57,12 +57,13 @@ class FrameMemory:
     is_initial: bool = False
 
 
-# Fields of the two that hold tensors, and those that hold what JSON can.
+# What an object has of the two: their fields that hold tensors, and those that hold what JSON can.
+# By name and not by class, since as remote code a model and a processor may each have their own.
 TENSORS = {
-    Prompt: ("points", "labels", "mask"),
-    FrameMemory: ("pointer", "features", "pred_masks", "object_score_logits"),
+    "prompts": ("points", "labels", "mask"),
+    "memories": ("pointer", "features", "pred_masks", "object_score_logits"),
 }
-FLAGS = {Prompt: ("is_new",), FrameMemory: ("is_conditioning", "is_initial")}
+FLAGS = {"prompts": ("is_new",), "memories": ("is_conditioning", "is_initial")}
 
 
 @dataclass
