@@ -470,6 +470,10 @@ def test_frames_are_remembered_or_not_as_asked(dense):
     memories = video.objects[1].memories
     assert memories[1].features is None
     assert memories[2].features is not None
+    shown = session(CLIP[:4])  # a prompt that is not remembered says nothing of other frames
+    shown.add_points(1, 0, *POINT)
+    assert dense(shown, frame_idx=0, run_mem_encoder=False).object_ids == [1]
+    assert dense(shown, frame_idx=1).object_ids == []
 
 
 def test_a_tracker_without_eyes_sees_through_those_of_another(dense):
@@ -527,7 +531,7 @@ def test_a_state_is_of_constant_size(memory: str):
 
 @pytest.mark.slow
 def test_resident_memory_does_not_grow_with_the_number_of_frames():
-    vision = tiny_vision()
+    vision = copy.deepcopy(TINY_VIT)  # faster than a student of this size
     vision["backbone_config"]["image_size"] = 56
     tracker = tiny_tracker_video("perceiver", vision)
     stream = EfficientSam3VideoSession(video_height=56, video_width=56)

@@ -194,7 +194,7 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
                         memory.object_score_logits.to(session.inference_device),
                     )
                     continue
-                if not any(frame != frame_idx for frame in tracked.conditioning()):
+                if not tracked.is_known(frame_idx):
                     continue  # its first prompt is yet to come
                 step = Step("track")
             elif prompt.mask is not None:

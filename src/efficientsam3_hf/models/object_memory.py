@@ -116,10 +116,14 @@ class TrackedObject:
 
     def starts_anew(self, frame_idx: int) -> bool:
         """Whether a prompt in this frame stands for itself, rather than corrects a tracked mask."""
-        others = self.conditioning()
-        here = others.pop(frame_idx, None)
+        here = self.memories.get(frame_idx)
         was_tracked = any(first <= frame_idx <= last for first, last in self.spans)
-        return not others or not was_tracked or (here is not None and here.is_initial)
+        is_redone = here is not None and here.is_initial
+        return is_redone or not was_tracked or not self.is_known(frame_idx)
+
+    def is_known(self, frame_idx: int) -> bool:
+        """Whether a frame other than this one says what the object is."""
+        return bool(self.nearest_conditioning(frame_idx, 1))
 
     def remember(self, frame_idx: int, memory: FrameMemory) -> None:
         self.memories[frame_idx] = memory
@@ -132,7 +136,11 @@ class TrackedObject:
 
     def nearest_conditioning(self, frame_idx: int, count: int) -> list[int]:
         """Frames with prompts that are seen from a frame: nearest before, nearest after, others."""
-        frames = [frame for frame in self.conditioning() if frame != frame_idx]
+        frames = [
+            frame
+            for frame, memory in self.conditioning().items()
+            if frame != frame_idx and memory.features is not None
+        ]
         if count == -1 or len(frames) <= count:
             return frames
         before = [max((frame for frame in frames if frame < frame_idx), default=None)]
