@@ -11,7 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it i
 
 from conversion.checking import refuse_misfits
 from conversion.donors import complete, name_weights
-from conversion.folder import atomic_folder, write_companions, write_extras, write_weights
+from conversion.folder import (
+    atomic_folder,
+    write_card,
+    write_companions,
+    write_extras,
+    write_weights,
+)
 from conversion.manifest import (
     count_rules,
     describe_dropped,
@@ -106,6 +112,7 @@ def convert(
         files = write_weights(completed.weights, folder) + write_extras(extras, folder)
         record["target"] = [describe_file(path, show_progress) for path in files]
         write_manifest(record, folder)
+        write_card(folder, output)
     return record
 
 

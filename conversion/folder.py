@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,19 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efficientsam3_hf import zoo
+from efficientsam3_hf.hub.model_card import keep_own_card, write_model_card
 from efficientsam3_hf.models.configuration_efficientsam3 import EfficientSam3Config
 
 EXTRAS_FILE = "original_extras.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MAX_SHARD = "5GB"
-
-LICENCE = """# Licence of these weights
-
-They derive from SAM 3 and are under the SAM License of Meta Platforms, Inc.:
-<https://github.com/facebookresearch/sam3/blob/main/LICENSE>
-
-Whoever passes them on must pass on that licence with them.
-"""
 
 
 @contextlib.contextmanager
@@ -90,11 +84,21 @@ def write_extras(extras: Mapping[str, Tensor], folder: Path) -> list[Path]:
 
 
 def write_companions(configuration: EfficientSam3Config, folder: Path) -> None:
-    """Store configuration, processor with tokenizer, and licence."""
+    """Store configuration, and processor with tokenizer."""
     configuration.architectures = ["EfficientSam3Model"]
     configuration.save_pretrained(folder)
     zoo.processor(configuration).save_pretrained(folder)
-    (folder / "LICENSE.md").write_text(LICENCE)
+
+
+def write_card(folder: Path, target: Path) -> None:
+    """Store licence and model card, once weights and manifest are there.
+
+    Args:
+        folder: The folder that is being written.
+        target: The one whose place it takes; its card stays if another hand wrote it.
+    """
+    keep_own_card(target, folder)
+    write_model_card(folder, name=Path(os.path.abspath(target)).name)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

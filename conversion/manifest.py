@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientsam3_hf.hub.results import MANIFEST_FILE
+
 from .key_tables import MODULES
 from .parts import split_parts
 from .renaming import LEAF, spell_alike
 
-MANIFEST_FILE = "conversion_manifest.json"
 PACKAGES = ("efficientsam3-hf", "transformers", "torch", "safetensors", "timm")
 CHUNK = 1 << 22
 

@@ -72,9 +72,9 @@ class Run:
             self.outputs[name] = tensor.clone()
 
 
-def stir_rounding(pixels: Tensor) -> Tensor:
+def stir_rounding(pixels: Tensor, seed: int) -> Tensor:
     """Pixels moved by half a unit in the last place, up or down at random."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, pixels.shape, generator=generator) * 2 - 1
     return (pixels.double() * (1 + HALF_UNIT * signs)).to(pixels.dtype)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from .reading import SUFFIXES, is_transformers_folder
 
@@ -75,10 +75,11 @@ def _find_on_hub(address: str) -> list[Source]:
         if not wanted:
             raise FileNotFoundError(f"{address} holds no {', '.join(SUFFIXES)} file.")
         return [_download(repo, revision, file) for file in wanted]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = [line for line in str(error).splitlines() if line] or [type(error).__name__]
         raise OSError(
-            f"{address} could not be fetched: {str(error).splitlines()[0]} Check the address and "
-            f"the network; for gated files, accept the terms on the Hub and run `hf auth login`."
+            f"{address} could not be fetched: {' '.join(reason[:2])} Check the address and the "
+            f"network; for gated files, accept the terms on the Hub and run `hf auth login`."
         ) from error
 
 

@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 import efficientsam3_hf  # noqa: F401  makes the Auto classes know the family
-
-COLOURS = [(230, 57, 70), (29, 120, 200), (42, 157, 80), (244, 162, 40), (140, 80, 190)]
+from efficientsam3_hf.visualize import draw_instances
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,18 +61,16 @@ def find(image: Image.Image, options: argparse.Namespace) -> list[dict[str, Tens
 
 def draw(image: Image.Image, found: list[dict[str, Tensor]]) -> Image.Image:
     """The picture under coloured masks and boxes, a colour for each phrase."""
-    overlay = image.convert("RGB")
     for index, instances in enumerate(found):
-        colour = COLOURS[index % len(COLOURS)]
-        for mask in instances["masks"].cpu().numpy():
-            stencil = Image.fromarray(mask.astype("uint8") * 120)
-            overlay.paste(Image.new("RGB", image.size, colour), mask=stencil)
-        pen = ImageDraw.Draw(overlay)
-        for box, score in zip(instances["boxes"].tolist(), instances["scores"], strict=True):
-            pen.rectangle(box, outline=colour, width=max(2, image.width // 300))
-            pen.text((box[0] + 4, box[1] + 2), f"{score:.2f}", fill="white", stroke_width=2,
-                     stroke_fill=colour)  # fmt: skip
-    return overlay
+        scores = instances["scores"]
+        image = draw_instances(
+            image,
+            instances["masks"],
+            instances["boxes"],
+            captions=[f"{score:.2f}" for score in scores],
+            numbers=[index] * len(scores),
+        )
+    return image
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Fixtures: tiny models and their processor, shared by the tests that do not change them."""
 
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def package_log(monkeypatch) -> logging.Logger:
+    """The package's logger, whose messages caplog sees while the test runs."""
+    for name in ("transformers", "efficientsam3_hf"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    return logging.getLogger("efficientsam3_hf")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ ORDERS = {
     "auto classes first": (
         "from transformers import AutoModel, AutoProcessor; import efficientsam3_hf"
     ),
+    "own pipeline first": "from efficientsam3_hf import PromptableConceptSegmentationPipeline",
     "everything first": (
         "from transformers import Sam3VideoModel, pipeline; import efficientsam3_hf"
     ),
@@ -30,15 +31,19 @@ ORDERS = {
 USE = """
 import sys, torch
 from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskGeneration, AutoProcessor
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskGeneration,
+    AutoModelForZeroShotObjectDetection, AutoProcessor
 )
+from transformers.pipelines import check_task
 folder = sys.argv[1]
 config = AutoConfig.from_pretrained(folder)
 with torch.device("meta"):
     print(type(AutoModel.from_config(config)).__name__)
     print(type(AutoModelForMaskGeneration.from_config(config)).__name__)
+    print(type(AutoModelForZeroShotObjectDetection.from_config(config)).__name__)
 print(type(AutoProcessor.from_pretrained(folder)).__name__)
 print(type(AutoImageProcessor.from_pretrained(folder)).__name__)
+print(check_task("promptable-concept-segmentation")[1]["impl"].__name__)
 """
 
 
@@ -62,8 +67,10 @@ def test_auto_classes_know_the_family_in_whatever_order_things_are_imported(orde
     assert run(ORDERS[order] + USE, str(folder)).split() == [
         "EfficientSam3Model",
         "EfficientSam3TrackerModel",
+        "EfficientSam3Model",
         "EfficientSam3Processor",
         "EfficientSam3ImageProcessor",
+        "PromptableConceptSegmentationPipeline",
     ]
 
 
@@ -87,7 +94,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 def test_the_import_hook_removes_itself():
     code = (
-        "import sys, efficientsam3_hf; from transformers import AutoProcessor, AutoModel; "
+        "import sys, efficientsam3_hf; from transformers import AutoProcessor, pipeline; "
         "print([f for f in sys.meta_path if type(f).__module__.startswith('efficientsam3')])"
     )
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tiny import TINY_VIT, tiny_config, tiny_model, tiny_tracker, tiny_vision
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
@@ -16,6 +17,7 @@ from efficientsam3_hf import (
     EfficientSam3TrackerConfig,
     EfficientSam3TrackerModel,
     EfficientSam3TrackerProcessor,
+    EfficientSam3VisionConfig,
     zoo,
 )
 from efficientsam3_hf.models import from_teacher, image_processing_efficientsam3, prompts, variants
@@ -128,7 +130,8 @@ def test_every_variant_has_a_tracker_that_shares_its_trunk():
         ("tinyvit-s", "efficientsam3-tinyvit-s"),
         ("efficientsam3-repvit-m-mobileclip-s2", "efficientsam3-repvit-m-mobileclip-s"),
         ("SAM3", "sam3"),
-        ("", "names"),
+        ("", "efficientsam3_hf.zoo.names"),
+        ("zzzzzz", "efficientsam3_hf.zoo.names"),
     ],
 )
 def test_an_unknown_name_is_an_error_that_suggests_the_nearest(name: str, nearest: str):
@@ -151,12 +154,54 @@ def test_overrides_reach_both_models():
         zoo.config("efficientsam3-repvit-s", image_sise=504)
 
 
+def test_overrides_of_nested_fields_leave_the_others_as_they_are():
+    vision = {"fpn_hidden_size": 256, "backbone_config": {"drop_path_rate": 0.1}}
+    config = zoo.config(
+        "efficientsam3-tinyvit-s-mobileclip-s1",
+        vision_config=vision,
+        text_config={"attend_to_padding": False},
+        detr_decoder_config={"num_queries": 50},
+        context_length=20,
+    )
+
+    for vision_config in (config.vision_config, config.tracker_config.vision_config):
+        assert vision_config.backbone_config.drop_path_rate == 0.1
+        assert vision_config.backbone_config.trunk == "tiny_vit_5m_224"
+    assert config.text_config.num_hidden_layers == 12
+    assert not config.text_config.attend_to_padding
+    assert config.context_length == config.text_config.max_position_embeddings == 20
+    assert config.detr_decoder_config.num_queries == 50
+    assert zoo.config("sam3").detr_decoder_config.num_queries == 200
+
+
+def test_an_override_may_be_a_configuration_or_leave_a_part_out():
+    vision = zoo.config("efficientsam3-repvit-s").vision_config
+
+    config = zoo.config("efficientsam3-tinyvit-s", vision_config=vision, tracker_config=None)
+
+    assert config.vision_config.backbone_config.trunk == "repvit_m0_9"
+    assert config.tracker_config is None
+
+
+def test_a_backbone_of_another_family_is_an_error():
+    with pytest.raises(ValueError, match="type 'sam3_vit_model' does not go into"):
+        EfficientSam3VisionConfig(backbone_config={"model_type": "sam3_vit_model"})
+
+
+def test_parts_of_different_widths_are_an_error():
+    with pytest.raises(StrictDataclassError, match=r"must be equal: .*fpn_hidden_size=64, geom"):
+        EfficientSam3Config(vision_config={"fpn_hidden_size": 64})
+    with pytest.raises(StrictDataclassError, match=r"must be equal: .*fpn_hidden_size=64, prompt"):
+        EfficientSam3TrackerConfig(vision_config={"fpn_hidden_size": 64})
+
+
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_name_is_written_as_a_folder_that_auto_classes_read(name: str, tmp_path):
     zoo.save(name, tmp_path)
 
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, EfficientSam3Config)
+    del config.auto_map  # which the folder adds
     assert config.to_diff_dict() == zoo.config(name).to_diff_dict()
     tracker_config = EfficientSam3TrackerConfig.from_pretrained(tmp_path)
     assert tracker_config.to_diff_dict() == config.tracker_config.to_diff_dict()
@@ -237,6 +282,50 @@ def test_only_repvit_can_be_fused(vision):
 def test_a_tracker_is_not_saved_without_its_concept_model(tmp_path):
     with pytest.raises(ValueError, match="shares its trunk with the concept model"):
         zoo.save(tiny_config(), tmp_path, tracker=tiny_tracker())
+
+
+def test_a_folder_without_a_tracker_says_so(tmp_path):
+    model = tiny_model()
+    zoo.save("efficientsam3-tinyvit-l", tmp_path, model)  # the model's configuration is what counts
+
+    assert model.config.tracker_config is not None
+    assert EfficientSam3Model.from_pretrained(tmp_path).config.tracker_config is None
+    size = AutoImageProcessor.from_pretrained(tmp_path).size["height"]
+    assert size == model.config.image_size
+    with pytest.raises(ValueError, match="no tracker_config"):
+        EfficientSam3TrackerModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_remembers_no_path_and_no_old_precision(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model, tracker = tiny_model(), tiny_tracker()
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+    zoo.save(model.config, first, model.to(torch.bfloat16), tracker.to(torch.bfloat16))
+    model = EfficientSam3Model.from_pretrained(first)
+    tracker = EfficientSam3TrackerModel.from_pretrained(first)
+    assert model.dtype == tracker.dtype == torch.bfloat16
+
+    zoo.save(model.config, second, model.float(), tracker.float())
+
+    text = (second / "config.json").read_text()
+    assert json.loads(text)["dtype"] == "float32"
+    assert "bfloat16" not in text
+    assert str(tmp_path) not in text
+    assert EfficientSam3Model.from_pretrained(second).dtype == torch.float32
+
+
+def test_folders_of_lateral_and_long_context_variants_are_read(tmp_path):
+    name = "efficientsam3-tinyvit-s-lateral-ctx77"
+    zoo.save(name, tmp_path)
+
+    config = AutoConfig.from_pretrained(tmp_path)
+
+    del config.auto_map  # which the folder adds
+    assert config.to_diff_dict() == zoo.config(name).to_diff_dict()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert processor.image_processor.size["height"] == 1024
+    assert processor.image_processor.mask_size["height"] == 256
+    assert processor(text="a cat")["input_ids"].shape == (1, 77)
 
 
 def test_configurations_hold_no_value_that_json_cannot(tmp_path):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .models.processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
     from .models.processing_efficientsam3_tracker_video import EfficientSam3TrackerVideoProcessor
     from .models.video_session import EfficientSam3VideoSession
+    from .pipelines import PromptableConceptSegmentationPipeline
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "EfficientSam3VideoSession",
     "EfficientSam3VisionConfig",
     "EfficientSam3VisionModel",
+    "PromptableConceptSegmentationPipeline",
     "zoo",
 ]
 
@@ -62,6 +64,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name == "zoo":
         return importlib.import_module(f"{__name__}.zoo")
+    if name == "PromptableConceptSegmentationPipeline":
+        return importlib.import_module(
+            f"{__name__}.pipelines"
+        ).PromptableConceptSegmentationPipeline
     if name in auto.CLASSES:
         return auto.load_class(name)
     if name in __all__:

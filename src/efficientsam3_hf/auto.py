@@ -45,6 +45,7 @@ MODEL_ROWS = {
         ("EfficientSam3TrackerConfig", "EfficientSam3TrackerModel"),
         ("EfficientSam3Config", "EfficientSam3TrackerModel"),
     ],
+    "AutoModelForZeroShotObjectDetection": [("EfficientSam3Config", "EfficientSam3Model")],
 }
 PROCESSOR_ROWS = [
     ("EfficientSam3Config", "EfficientSam3Processor"),
@@ -114,6 +115,11 @@ def register_image_processor(module: ModuleType) -> None:
         importlib.import_module(f"{MODELS}.{CLASSES['EfficientSam3ImageProcessor']}")
 
 
+def register_pipelines(module: ModuleType) -> None:
+    """Load the pipeline of concepts, which tells `pipeline` of itself."""
+    importlib.import_module(f"{__package__}.pipelines")
+
+
 AUTO = "transformers.models.auto"
 SAM3_IMAGE_PROCESSING = "transformers.models.sam3.image_processing_sam3"
 CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
@@ -122,6 +128,7 @@ CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
     f"{AUTO}.processing_auto": register_processors,
     f"{AUTO}.image_processing_auto": register_image_processor,
     SAM3_IMAGE_PROCESSING: register_image_processor,
+    "transformers.pipelines": register_pipelines,
 }
 
 

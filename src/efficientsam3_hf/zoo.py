@@ -1,8 +1,10 @@
 """The model zoo: names, their configurations and processors, and the Hub folders they stand for."""
 
+import copy
 import os
 from pathlib import Path
 
+from .hub.model_card import write_model_card
 from .models.checkpoint_layout import join_weights
 from .models.configuration_efficientsam3 import EfficientSam3Config
 from .models.image_processing_efficientsam3 import EfficientSam3ImageProcessor
@@ -41,27 +43,48 @@ def save(
     model: EfficientSam3Model | None = None,
     tracker: EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel | None = None,
 ) -> Path:
-    """Write the Hub folder of a variant: configuration, processor, tokenizer, and weights if given.
+    """Write the Hub folder of a variant: configuration, processor, tokenizer, card, any weights.
 
     Args:
-        variant: Name in the zoo, or a configuration made from one.
+        variant: Name in the zoo, or a configuration made from one. Beside a model, whose own
+            configuration counts, it is not looked at.
         folder: Where to write.
-        model: Concept model whose weights to store.
+        model: Concept model whose weights to store. Without a tracker beside it, the folder serves
+            the concept model only.
         tracker: Tracker whose weights to store beside them; its trunk must be the model's, and is
             stored once. One in video has all weights of one on images, and serves both.
     """
-    configuration = config(variant) if isinstance(variant, str) else variant
-    if model is None and tracker is not None:
-        raise ValueError("A tracker shares its trunk with the concept model: give that too.")
     if model is None:
+        if tracker is not None:
+            raise ValueError("A tracker shares its trunk with the concept model: give that too.")
+        configuration = config(variant) if isinstance(variant, str) else variant
         configuration.save_pretrained(folder)
-    elif tracker is None:
-        model.save_pretrained(folder)
     else:
-        weights = join_weights(model.state_dict(), tracker.state_dict())
-        model.config.tracker_config = image_tracker_config(tracker.config)
-        is_video = isinstance(tracker, EfficientSam3TrackerVideoModel)
-        model.config.tracker_video_config = tracker.config if is_video else None
-        model.save_pretrained(folder, state_dict=weights)
+        configuration = copy.deepcopy(model.config)
+        configuration.tracker_config = configuration.tracker_video_config = None
+        if tracker is not None:
+            configuration.tracker_config = copy.deepcopy(image_tracker_config(tracker.config))
+        if isinstance(tracker, EfficientSam3TrackerVideoModel):
+            configuration.tracker_video_config = copy.deepcopy(tracker.config)
+        save_weights(model, configuration, folder, tracker)
     processor(configuration).save_pretrained(folder)
+    write_model_card(folder)
     return Path(folder)
+
+
+def save_weights(
+    model: EfficientSam3Model,
+    configuration: EfficientSam3Config,
+    folder: str | os.PathLike,
+    tracker: EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel | None,
+) -> None:
+    """Write weights under a configuration that is not the model's own, which stays as it is."""
+    weights = None
+    if tracker is not None:
+        weights = join_weights(model.state_dict(), tracker.state_dict())
+    own = model.config
+    model.config = configuration
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.config = own

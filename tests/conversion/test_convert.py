@@ -139,8 +139,11 @@ def test_a_folder_of_transformers_is_a_source_too(folder, tmp_path):
 
 
 def test_a_folder_holds_all_that_a_user_needs(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "LICENSE.md",
+    names = sorted(path.name for path in folder.iterdir())
+    assert "remote_code.py" in names
+    assert [name for name in names if not name.endswith(".py")] == [
+        "LICENSE",
+        "README.md",
         "config.json",
         "conversion_manifest.json",
         "model.safetensors",
@@ -150,7 +153,7 @@ def test_a_folder_holds_all_that_a_user_needs(folder):
     ]
     encoding = AutoProcessor.from_pretrained(folder)(text="a red car")
     assert encoding["input_ids"].shape == (1, 16)
-    assert "SAM License" in (folder / "LICENSE.md").read_text()
+    assert "SAM License" in (folder / "LICENSE").read_text()
 
 
 def test_a_file_without_tracker_serves_concepts_only(whole, tmp_path):

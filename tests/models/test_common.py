@@ -94,6 +94,11 @@ class CommonTests(ModelTesterMixin):
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
         return self.get_config(), self.get_inputs()
 
+    def initialise_all_missing_weights(self):
+        """`test_can_init_all_missing_weights`, with leave to load what lacks weights."""
+        with patch("efficientsam3_hf.models.checkpoint_layout.check_loading"):
+            ModelTesterMixin.test_can_init_all_missing_weights(self)
+
     def test_config(self):
         config_class = type(self.get_config())
         ConfigTester(
@@ -114,10 +119,10 @@ class TestText(CommonTests, unittest.TestCase):
     hidden_size = WIDTH
     seq_length = TOKENS
     has_attentions = True
-    test_resize_embeddings = False
+    test_resize_embeddings = False  # the vocabulary is CLIP's, and the end token its highest id
     test_bc_torch_dtype = ModelTesterMixin.test_bc_torch_dtype
     test_torch_export = ModelTesterMixin.test_torch_export
-    test_can_init_all_missing_weights = ModelTesterMixin.test_can_init_all_missing_weights
+    test_can_init_all_missing_weights = CommonTests.initialise_all_missing_weights
 
     def get_config(self):
         return EfficientSam3TextConfig(**TEXT, attend_to_padding=False)
@@ -159,7 +164,7 @@ class TestVision(VisionTests, unittest.TestCase):
 class TestLateralVision(TestVision):
     seq_length = hidden_size = 16
     test_torch_export = ModelTesterMixin.test_torch_export
-    test_can_init_all_missing_weights = ModelTesterMixin.test_can_init_all_missing_weights
+    test_can_init_all_missing_weights = CommonTests.initialise_all_missing_weights
 
     def get_config(self):
         return EfficientSam3VisionConfig(**half_size("lateral"))
@@ -172,11 +177,6 @@ class WholeTests(CommonTests):
     expected_num_hidden_layers = 4  # of the trunk, and of the text tower
     test_hidden_states_output = skip("hidden states are returned under the names of the parts")
     test_retain_grad_hidden_states_attentions = test_hidden_states_output
-
-    def initialise_all_missing_weights(self):
-        """`test_can_init_all_missing_weights`, with leave to load what lacks weights."""
-        with patch("efficientsam3_hf.models.checkpoint_layout.check_loading"):
-            ModelTesterMixin.test_can_init_all_missing_weights(self)
 
     def test_attn_implementation_composite_models(self):
         """Although attentions are not returned under that name."""
@@ -192,7 +192,7 @@ class TestTracker(WholeTests, unittest.TestCase):
         "asks for weights under every name of a checkpoint for all tasks: see test_loading.py"
     )
     test_torch_export = ModelTesterMixin.test_torch_export
-    test_can_init_all_missing_weights = WholeTests.initialise_all_missing_weights
+    test_can_init_all_missing_weights = CommonTests.initialise_all_missing_weights
 
     def get_config(self):
         return tiny_config(half_size(), TEXT).tracker_config
@@ -206,7 +206,7 @@ class TestTracker(WholeTests, unittest.TestCase):
 class TestConcept(WholeTests, unittest.TestCase):
     all_model_classes = (EfficientSam3Model,)
     test_onnx_export = ModelTesterMixin.test_onnx_export
-    test_can_init_all_missing_weights = WholeTests.initialise_all_missing_weights
+    test_can_init_all_missing_weights = CommonTests.initialise_all_missing_weights
 
     def get_config(self):
         return tiny_config(half_size(), TEXT)

@@ -251,6 +251,41 @@ def test_vision_features_are_computed_once_and_reused(model):
 
 
 @torch.no_grad()
+def test_vision_features_are_saved_and_reused(model, tmp_path):
+    text = phrases(2)
+    expected = model(pixel_values=pixels(2), **text)
+    levels = model.get_vision_features(pixels(2)).fpn_hidden_states[:3]
+
+    # safetensors takes no tensor in channels-last order, in which maps of the `sam3` neck are.
+    levels = {f"level_{i}": level.contiguous() for i, level in enumerate(levels)}
+    save_file(levels, tmp_path / "image.safetensors")
+    stored = load_file(tmp_path / "image.safetensors")
+
+    levels = [stored[f"level_{i}"] for i in range(3)]
+    assert_same(model(vision_embeds=levels, **text), expected)
+    assert_same(model(vision_embeds={"fpn_hidden_states": levels}, **text), expected)
+
+
+def test_too_few_maps_are_no_pyramid(model):
+    levels = model.get_vision_features(pixels()).fpn_hidden_states
+
+    with pytest.raises(ValueError, match="holds 1 maps, not the three"):
+        model(vision_embeds=levels[:1], **phrases())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"labels": torch.zeros(1, 32, 32)}, ValueError, "takes no labels"),
+        ({"input_box": BOXES}, TypeError, "has no argument 'input_box'"),
+    ],
+)
+def test_arguments_that_nothing_would_read_are_errors(model, options, error, message):
+    with pytest.raises(error, match=message):
+        model(pixel_values=pixels(), **phrases(), **options)
+
+
+@torch.no_grad()
 def test_features_are_left_as_they_were(model):
     features = model.get_vision_features(pixels())
     before = [level.clone() for level in features.fpn_hidden_states]
@@ -283,6 +318,9 @@ def test_the_vit_takes_its_configured_size_only():
     config.image_size = 168
     bigger = EfficientSam3Model(config).eval()
     assert bigger(pixel_values=pixels(1, 168), **phrases()).pred_masks.shape[-1] == 48
+    model.config.image_size = 168  # changes no model that is built
+    with pytest.raises(ValueError, match="takes 112 x 112, not 168 x 168"):
+        model(pixel_values=pixels(1, 168), **phrases())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -339,6 +377,9 @@ def test_training_reaches_every_weight_that_can_be_trained():
 
 def test_gradient_checkpointing_changes_no_gradient():
     model = tiny_model()  # in evaluation mode: no dropout, no statistics
+    calls = []
+    convolution = [m for m in model.vision_encoder.modules() if isinstance(m, torch.nn.Conv2d)][20]
+    convolution.register_forward_pre_hook(lambda *args: calls.append(args))
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
@@ -352,6 +393,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
         gradients[-1] = {name: gradient.clone() for name, gradient in gradients[-1].items()}
 
+    assert len(calls) == 1 + 2
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3)
 

@@ -17,7 +17,6 @@ from tiny import (
     tiny_vision,
 )
 from transformers import (
-    AutoModel,
     Sam3Config,
     Sam3Model,
     Sam3TrackerVideoConfig,
@@ -250,9 +249,8 @@ def test_teacher_may_be_a_folder_of_the_family(tmp_path):
     assert torch.equal(student.no_memory_embedding, tracker.no_memory_embedding)
 
 
-def test_what_starts_fresh_is_said(video_teacher, caplog):
+def test_what_starts_fresh_is_said(video_teacher, caplog, package_log):
     with caplog.at_level(logging.WARNING):
-        logging.getLogger("efficientsam3_hf").propagate = True
         EfficientSam3Model.from_teacher(video_teacher, tiny_config())
 
     assert "Starting fresh: vision_encoder.backbone" in caplog.text
@@ -298,11 +296,87 @@ def test_zoo_names_stand_for_students(video_teacher, monkeypatch):
     assert isinstance(EfficientSam3Model.from_teacher(video_teacher, "tiny"), EfficientSam3Model)
 
 
-def test_model_of_an_unknown_text_tower_goes_through_auto_model():
-    config = tiny_config(text={"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1,
-                               "num_attention_heads": 4, "intermediate_size": 64})  # fmt: skip
+def test_an_unknown_text_tower_is_an_error_that_lists_the_known_ones():
+    config = tiny_config(text={"model_type": "bert", "hidden_size": 32})
 
-    model = EfficientSam3Model(config)
+    with pytest.raises(ValueError, match=r"no text tower of type 'bert'.*'clip_text_model'"):
+        EfficientSam3Model(config)
 
-    assert type(model.text_encoder).__name__ == "BertModel"
-    assert isinstance(AutoModel.from_config(config), EfficientSam3Model)
+
+def test_a_teacher_of_the_same_text_tower_hands_it_on():
+    teacher = tiny_model(TINY_VIT)  # SAM3-LiteText: the ViT with a MobileCLIP tower
+
+    student = EfficientSam3Model.from_teacher(teacher, tiny_config())
+
+    weights, teachers = student.state_dict(), teacher.state_dict()
+    names = [name for name in weights if name.startswith("text_")]
+    assert all(torch.equal(weights[name], teachers[name]) for name in names)
+    assert student.fresh_parts == ("vision_encoder.backbone",)
+
+
+def test_a_teacher_of_the_same_trunk_hands_it_on():
+    teacher = tiny_model(tiny_vision("lateral"))
+
+    student = EfficientSam3Model.from_teacher(teacher, tiny_config(tiny_vision("lateral")))
+
+    weights, teachers = student.state_dict(), teacher.state_dict()
+    assert student.fresh_parts == ()
+    assert all(torch.equal(weights[name], teachers[name]) for name in weights)
+
+
+def test_a_teacher_without_the_parts_that_are_kept_is_an_error_that_names_them():
+    with pytest.raises(ValueError, match=r"TrackerModel, has no weights for detr_decoder, detr_en"):
+        EfficientSam3Model.from_teacher(tiny_tracker(TINY_VIT), tiny_config())
+    with pytest.raises(
+        ValueError, match=r"EfficientSam3Model, has no weights for .*prompt_encoder"
+    ):
+        EfficientSam3TrackerModel.from_teacher(tiny_model(TINY_VIT), tiny_config())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_parts_load_from_the_folder_of_a_whole_model(whole: bool, tmp_path):
+    model, tracker = tiny_model(), tiny_tracker()
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+    zoo.save(model.config, tmp_path, model, tracker if whole else None)
+
+    for part in (model.vision_encoder, model.vision_encoder.backbone, model.text_encoder):
+        loaded = type(part).from_pretrained(tmp_path)
+        weights, state = loaded.state_dict(), part.state_dict()
+        assert weights.keys() == state.keys()
+        assert all(torch.equal(weights[name], state[name]) for name in state)
+
+
+def test_a_part_that_a_checkpoint_does_not_have_is_an_error(tmp_path):
+    tiny_model(TINY_VIT, TINY_CLIP).save_pretrained(tmp_path)
+
+    for part, other in (
+        (EfficientSam3VisionModel, "Sam3VisionModel"),
+        (EfficientSam3TextModel, "CLIPTextModelWithProjection"),
+    ):
+        with pytest.raises(ValueError, match=f"is a {other}, not a {part.__name__}"):
+            part.from_pretrained(tmp_path)
+
+
+def test_a_part_with_a_weight_missing_is_an_error(tmp_path):
+    backbone = tiny_model().vision_encoder.backbone
+    backbone.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["head.0.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match=r"1 missing in the checkpoint \(head.0.weight\)"):
+        EfficientSam3Backbone.from_pretrained(tmp_path)
+
+
+def test_whoever_ignores_other_shapes_still_hears_of_missing_weights(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["text_projection.weight"] = torch.zeros(3)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    EfficientSam3Model.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    del weights["text_projection.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match=r"1 missing in the checkpoint \(text_projection.bias\)"):
+        EfficientSam3Model.from_pretrained(tmp_path, ignore_mismatched_sizes=True)

@@ -1,5 +1,6 @@
 """The processor of the concept model: prompts in every shape, odd images, errors, results."""
 
+import copy
 import logging
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_box_that_leaves_its_image_is_clipped():
         ({"input_points": [[[91, 2]]]}, "outside the image of 90 x 60 pixels"),
         (
             {"input_boxes": [[[1, 2, 3, 4]]], "input_boxes_labels": [[2]]},
-            r"Label 2 of a box is none of \[0, 1\]",
+            r"Label 2 of a box is none of \[0, 1, -10\]",
         ),
         (
             {"input_boxes": [[[1, 2, 3, 4]]], "input_boxes_labels": [[1, 0]]},
@@ -170,11 +171,64 @@ def test_a_box_that_leaves_its_image_is_clipped():
             r"\[1\] .* do not fit text for \[2\]",
         ),
         ({"text": "cat", "return_tensors": "np"}, "must be 'pt'"),
+        ({"text": []}, "text is empty"),
+        ({"text": [[]]}, "no phrase for any image"),
+        ({"input_boxes": []}, "input_boxes is empty"),
+        ({"input_points": []}, "input_points is empty"),
+        ({"input_boxes": [[]]}, "Prompt 0 has no phrase, no boxes and no points"),
+        ({"input_boxes": [[1, 2, 3, 4]]}, r"A box must be a list of numbers .*, not 1"),
+        ({"input_boxes": [[[[1, 2, 3, 4]]]]}, "A box must be a list of numbers"),
+        ({"text": "cat", "input_boxes": [5]}, "Prompt 0 has 5 in place of a list"),
+        (
+            {"text": [["cat"]], "input_boxes": [[[[[1, 2, 3, 4]]]]]},
+            "Are the lists nested as deep",
+        ),
+        ({"text": "cat", "input_boxes_labels": [[1]]}, "there are no input_boxes"),
+        ({"text": "cat", "input_points_labels": [[1]]}, "there are no input_points"),
+        (
+            {"input_boxes": [[[1, 2, 3, 4]]], "input_boxes_labels": [1]},
+            "must be a list for each prompt, not 1",
+        ),
+        ({"text": "cat", "original_sizes": [(60, 90)]}, "images or original_sizes, not both"),
     ],
 )
 def test_prompts_that_make_no_sense_are_errors_that_say_why(processor, prompt, message):
     with pytest.raises(ValueError, match=message):
         processor(images=WIDE, **prompt)
+
+
+def test_no_images_at_all_are_an_error(processor):
+    with pytest.raises(ValueError, match="images is empty"):
+        processor(images=[], text="cat")
+
+
+def test_a_box_that_is_labelled_as_padding_may_lie_anywhere(processor):
+    inputs = processor(
+        images=WIDE,
+        input_boxes=[[[9, 6, 45, 30], [-10, -10, -10, -10]]],
+        input_boxes_labels=[[0, -10]],
+    )
+
+    assert inputs["input_boxes_labels"].tolist() == [[0, -10]]
+    assert inputs["input_boxes"].isfinite().all()
+
+
+def test_an_image_of_several_may_have_no_phrase(processor):
+    inputs = processor(images=[WIDE, TALL], text=[["cat", "dog"], []])
+
+    assert inputs["image_indices"].tolist() == [0, 0]
+
+
+def test_inputs_move_to_a_device_and_a_precision(processor, model):
+    inputs = processor(images=WIDE, text="cat", input_boxes=[[[9, 6, 45, 30]]])
+
+    inputs = inputs.to("cpu", torch.bfloat16)
+
+    assert inputs["pixel_values"].dtype == torch.bfloat16
+    assert inputs["input_ids"].dtype == torch.int64
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).to(torch.bfloat16)(**inputs)
+    assert outputs.pred_boxes.isfinite().all()
 
 
 def test_prompts_that_fit_no_number_of_images_are_an_error(processor):
@@ -192,12 +246,10 @@ def test_a_phrase_must_be_a_string(processor):
         processor(text=[7])
 
 
-def test_a_phrase_too_long_keeps_its_end_token_and_warns_once(processor, caplog):
-    logging.getLogger("transformers").propagate = True
-    logger = logging.getLogger("efficientsam3_hf")
+def test_a_phrase_too_long_keeps_its_end_token_and_warns_once(processor, caplog, package_log):
     phrase = "the small striped cat sitting on top of the old wooden kitchen table near the window"
 
-    with caplog.at_level(logging.WARNING, logger=logger.name):
+    with caplog.at_level(logging.WARNING, logger=package_log.name):
         inputs = processor(text=phrase)
         processor(text=f"another and {phrase}")
 
@@ -257,6 +309,43 @@ def test_arrays_of_every_shape_and_type_show_the_same(processor, shape, dtype, a
 
     assert pixels.shape == (1, 3, 112, 112)
     torch.testing.assert_close(pixels, torch.full_like(pixels, -0.6), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.int8])
+def test_wide_integers_count_from_0_to_255(processor, dtype):
+    pixels = processor(images=np.full((48, 64, 3), 51, dtype=dtype))["pixel_values"]
+
+    torch.testing.assert_close(pixels, torch.full_like(pixels, -0.6), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.int32, 700), (np.int64, -1), (np.int8, -5)])
+def test_integers_out_of_range_are_an_error(processor, dtype, value: int):
+    with pytest.raises(ValueError, match=f"holds values from {value} to {value}"):
+        processor(images=np.full((48, 64, 3), value, dtype=dtype))
+
+
+def test_a_dark_picture_of_16_bits_stays_dark(processor):
+    pixels = processor(images=np.full((48, 64), 200, dtype=np.uint16))["pixel_values"]
+
+    torch.testing.assert_close(pixels, torch.full_like(pixels, -1))
+
+
+def test_floats_between_0_and_1_are_warned_of(processor, caplog, package_log):
+    image = np.full((48, 64, 3), 0.5, dtype=np.float32)
+    with caplog.at_level(logging.WARNING, logger=package_log.name):
+        pixels = processor(images=image, do_rescale=False)["pixel_values"]
+        assert not caplog.text
+        processor(images=image)
+
+    torch.testing.assert_close(pixels, torch.zeros_like(pixels))
+    assert "Multiply it by 255, or pass do_rescale=False" in caplog.text
+
+
+def test_pixels_are_checked_also_where_nothing_is_converted(processor):
+    image = np.full((48, 64, 3), np.nan, dtype=np.float32)
+
+    with pytest.raises(ValueError, match="NaN or infinite pixels"):
+        processor(images=image, do_convert_rgb=False)
 
 
 def test_transparent_pixels_are_white(processor):

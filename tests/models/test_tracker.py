@@ -166,6 +166,7 @@ def test_processor_makes_what_the_tracker_takes(tracker, processor):
         ({"input_boxes": [[[5, 5, 5, 9]]]}, "has no area"),
         ({"input_boxes": [[[95, 0, 99, 9]]]}, "lies outside the image of 90 x 60 pixels"),
         ({"input_boxes": [[[1, 2, 3]]]}, "A box has 4 numbers"),
+        ({"input_points": [[[[1, 70]]]]}, r"\[1.0, 70.0\] lies outside the image of 90 x 60"),
         ({"input_points": [[[1, 2]]]}, "points"),
         ({"input_points": [[[[1, 2]]]], "input_labels": [[[1, 1]]]}, "inconsistent dimensions"),
     ],
@@ -175,6 +176,26 @@ def test_prompts_that_make_no_sense_are_errors_that_say_why(processor, prompt, m
 
     with pytest.raises(ValueError, match=message):
         tracker_processor(np.zeros((60, 90, 3), dtype=np.uint8), **prompt)
+
+
+def test_a_box_that_leaves_its_image_is_clipped(processor):
+    tracker_processor = EfficientSam3TrackerProcessor(processor.image_processor)
+
+    inputs = tracker_processor(np.zeros((60, 90, 3)), input_boxes=[[[-9, 15, 200, 45]]])
+
+    torch.testing.assert_close(inputs["input_boxes"], torch.tensor([[[0.0, 28.0, 112.0, 84.0]]]))
+
+
+def test_points_that_only_fill_up_may_lie_anywhere(processor):
+    tracker_processor = EfficientSam3TrackerProcessor(processor.image_processor)
+
+    inputs = tracker_processor(
+        np.zeros((60, 90, 3)),
+        input_points=[[[[9, 6], [-10, -10]]]],
+        input_labels=[[[1, -10]]],
+    )
+
+    assert inputs["input_labels"].tolist() == [[[1, -10]]]
 
 
 def test_mask_generation_pipeline_runs_from_a_folder(tmp_path):

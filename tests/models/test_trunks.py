@@ -1,6 +1,7 @@
 """The nine trunks, against golden values of the reference implementation and against themselves."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -26,6 +27,18 @@ GOLDEN_TRUNKS = {
 }
 # Golden name of a stage -> our stage. TinyViT's are downsampled already, so they have no match.
 GOLDEN_STAGES = {"efficientvit": {"stage.stages.0": 0, "stage.stages.1": 1, "stage.stages.2": 2}}
+COMPARISONS = [
+    (case, name, stage)
+    for case in GOLDEN_TRUNKS
+    for name, stage in {
+        "student_feature": 3,
+        **GOLDEN_STAGES.get(case.split("_")[0], {}),
+    }.items()
+]
+# These maps move by more than a hundredth of their size when every input pixel moves by half a unit
+# in its last place: random networks of this depth amplify a rounding beyond comparison. The stages
+# before them, and the formula of their attention below, hold these trunks.
+CHAOTIC = {("efficientvit_b1", "student_feature"), ("efficientvit_b2", "student_feature")}
 
 
 def load_golden_trunk(case: str) -> torch.nn.Module:
@@ -50,25 +63,34 @@ def one_rounding(pixel_values: Tensor) -> Tensor:
     return pixel_values * (1 + sign * 6e-8)
 
 
-@pytest.mark.parametrize("case", GOLDEN_TRUNKS)
+@functools.cache
 @torch.no_grad()
-def test_trunk_reproduces_the_reference(case: str):
+def golden_run(case: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps of a parity case, and those of its picture moved by one rounding."""
     trunk = load_golden_trunk(case)
-    inputs, _ = materialise.make_input(f"trunks/{case}")
-    pixel_values = inputs["pixel_values"]
+    pixel_values = materialise.make_input(f"trunks/{case}")[0]["pixel_values"]
+    return (
+        trunk_features(trunk, pixel_values, range(4)),
+        trunk_features(trunk, one_rounding(pixel_values), range(4)),
+    )
 
-    features = trunk_features(trunk, pixel_values, range(4))
-    disturbed = trunk_features(trunk, one_rounding(pixel_values), range(4))
 
-    # 1e-4 where the arithmetic of this machine can hold it. These random networks amplify a single
-    # rounding of the input: their last map moves by 2e-4 (RepViT-M0.9), 6e-3 (M2.3), 5e-3
-    # (EfficientViT-B0), 30 (B1) and 2e6 (B2). The reference ran on another processor, so nothing
-    # closer than that movement can be asked; the earlier stages, and the tests below, hold B1, B2.
-    compared = {"student_feature": 3, **GOLDEN_STAGES.get(case.split("_")[0], {})}
-    for name, stage in compared.items():
-        movement = float((features[stage] - disturbed[stage]).abs().max())
-        difference, _ = materialise.compare(f"trunks/{case}", name, features[stage])
-        assert difference <= max(1e-4, movement), (name, difference, movement)
+@pytest.mark.parametrize(("case", "name", "stage"), COMPARISONS)
+def test_trunk_reproduces_the_reference(case: str, name: str, stage: int):
+    features, disturbed = golden_run(case)
+    movement = float((features[stage] - disturbed[stage]).abs().max())
+    size = float(features[stage].abs().max())
+
+    difference, _ = materialise.compare(f"trunks/{case}", name, features[stage])
+
+    if (case, name) in CHAOTIC:
+        assert movement > 0.01 * size  # or it belongs in the list no more
+        pytest.skip(f"one rounding of the input moves this map by {movement:.2g} of {size:.2g}")
+    # 1e-4 where the arithmetic of this machine can hold it. The reference ran on another processor,
+    # and these random networks amplify a rounding: the last map moves by 2e-4 (RepViT-M0.9), 6e-3
+    # (M2.3) and 5e-3 (EfficientViT-B0). Nothing closer than that movement can be asked.
+    assert movement <= 0.01 * size  # else the comparison would prove nothing
+    assert difference <= max(1e-4, movement)
 
 
 @pytest.mark.parametrize("size", [(5, 9), (2, 3)])  # above and below the head width of 16
@@ -143,9 +165,10 @@ def test_only_an_unfused_repvit_can_be_fused():
     fuse_trunk(trunk)
 
     assert not can_fuse(trunk)
-    for other in (trunk, build_trunk("efficientvit_b0")):
-        with pytest.raises(ValueError, match="Only RepViT trunks can be fused"):
-            fuse_trunk(other)
+    with pytest.raises(ValueError, match="fused already"):
+        fuse_trunk(trunk)
+    with pytest.raises(ValueError, match="Only RepViT trunks can be fused"):
+        fuse_trunk(build_trunk("efficientvit_b0"))
 
 
 @torch.no_grad()

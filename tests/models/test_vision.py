@@ -40,7 +40,7 @@ def test_pyramid_keeps_the_contract_of_sam3(neck: str, trunk: str):
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("size", [(64, 64), (96, 160), (504, 504)])
+@pytest.mark.parametrize("size", [(32, 48), (64, 64), (96, 160), (504, 504)])
 @torch.no_grad()
 def test_other_sizes_work_at_call_time(neck: str, trunk: str, size: tuple[int, int]):
     if neck == "lateral" and size == (504, 504):
@@ -59,8 +59,8 @@ def test_other_sizes_work_at_call_time(neck: str, trunk: str, size: tuple[int, i
 @pytest.mark.parametrize(
     ("neck", "size", "message"),
     [
-        ("lateral", (120, 128), "multiples of 16 from 64 on, not an image of 120 x 128"),
-        ("lateral", (32, 64), "multiples of 16 from 64 on"),
+        ("lateral", (120, 128), "multiples of 16 from 32 on, not an image of 120 x 128"),
+        ("lateral", (16, 64), "multiples of 16 from 32 on"),
         ("sam3", (112, 20), "28 pixels and more, not an image of 112 x 20"),
     ],
 )
@@ -121,17 +121,25 @@ def test_gradient_checkpointing_changes_no_gradient(neck: str, trunk: str):
     size = model.config.image_size
     pixel_values = torch.randn(2, 3, size, size)
 
-    gradients = []
+    convolutions = [m for m in model.backbone.trunk.modules() if isinstance(m, torch.nn.Conv2d)]
+    calls = []
+    for convolution in convolutions:
+        convolution.register_forward_pre_hook(lambda *args: calls.append(args[0]))
+
+    gradients, counts = [], []
     for checkpointing in (False, True):
         if checkpointing:
             model._set_gradient_checkpointing(True)
-            assert model.backbone.gradient_checkpointing
         model.zero_grad()
+        calls.clear()
         sum(level.square().mean() for level in model(pixel_values).fpn_hidden_states).backward()
+        counts.append(len(calls))
         gradients.append(
             {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         )
 
+    assert counts[0] == len(convolutions)
+    assert counts[1] > 1.5 * counts[0]  # most of the trunk runs again in the backward pass
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3)
@@ -192,10 +200,13 @@ def test_channels_last_gives_the_same(neck: str, trunk: str):
     pixel_values = torch.randn(1, 3, size, size)
     expected = model(pixel_values)
 
-    output = model.to(memory_format=torch.channels_last)(
-        pixel_values.to(memory_format=torch.channels_last)
-    )
+    model.to(memory_format=torch.channels_last)
+    seen = []
+    last = [m for m in model.backbone.trunk.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    last.register_forward_hook(lambda module, args, result: seen.append(result))
+    output = model(pixel_values.to(memory_format=torch.channels_last))
 
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
     for level, other in zip(output.fpn_hidden_states, expected.fpn_hidden_states, strict=False):
         torch.testing.assert_close(level, other, atol=1e-3, rtol=1e-3)
 

@@ -4,17 +4,27 @@ The names are those of transformers' SAM 3: `detector_model.*` for the concept m
 `tracker_neck.*` and `tracker_model.*` for the tracker. The trunk is stored once, with the detector.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import AutoModel
 
 DETECTOR_PREFIX = "detector_model."
 TRACKER_PREFIX = "tracker_model."
 TRACKER_NECK_PREFIX = "tracker_neck."
 BACKBONE_PREFIX = "vision_encoder.backbone."
 NECK_PREFIX = "vision_encoder.neck."
+
+# Models of which the vision encoder, its backbone and the text tower are parts.
+WHOLE_MODELS = ("efficientsam3", "efficientsam3_tracker", "efficientsam3_tracker_video")
+
+# Arguments of `from_pretrained` that say where a checkpoint is.
+HUB_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token",
+)  # fmt: skip
 
 # Names on disk -> names in the tracker, in the form that transformers' loading takes and inverts.
 TRACKER_RENAMES = (
@@ -84,34 +94,75 @@ class StrictLoadingMixin:
     ) -> Any:
         """As in transformers; weights missing, left over or misshaped are errors that name them.
 
-        Whoever asks for `output_loading_info` gets the lists of them instead.
+        Whoever asks for `output_loading_info` gets the lists of them instead. With
+        `ignore_mismatched_sizes`, other shapes are no error, and such weights start fresh.
         """
-        strict = not (output_loading_info or ignore_mismatched_sizes)
         model, info = super().from_pretrained(  # pyright: ignore  of PreTrainedModel
             *args,
             output_loading_info=True,
-            ignore_mismatched_sizes=strict or ignore_mismatched_sizes,
+            # Collected here in any case, so that one error can name all misfits.
+            ignore_mismatched_sizes=ignore_mismatched_sizes or not output_loading_info,
             **kwargs,
         )
-        if strict:
-            check_loading(cls.__name__, info)
-        return (model, info) if output_loading_info else model
+        if output_loading_info:
+            return model, info
+        misshaped = {name for name, *_ in info["mismatched_keys"]}
+        check_loading(
+            cls.__name__,
+            missing=set(info["missing_keys"]) - misshaped,
+            unexpected=set(info["unexpected_keys"]),
+            mismatched=[] if ignore_mismatched_sizes else info["mismatched_keys"],
+        )
+        return model
 
 
-def check_loading(class_name: str, info: Mapping[str, Any]) -> None:
+class PartLoadingMixin(StrictLoadingMixin):
+    """Makes `from_pretrained` find a part in the checkpoint of a whole model."""
+
+    # Where the part is in the concept model and in the tracker.
+    place_in_model: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> Any:
+        """As in transformers; from a whole model's checkpoint, its part.
+
+        Weights missing, left over or misshaped are errors that name them.
+        """
+        stored = {}
+        if pretrained_model_name_or_path is not None:  # with it, transformers takes a state_dict
+            options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
+            stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **options)
+        if stored.get("model_type") not in WHOLE_MODELS:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = AutoModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded if kwargs.get("output_loading_info") else (loaded, None)
+        part = model.get_submodule(cls.place_in_model)
+        if not isinstance(part, cls):
+            raise ValueError(
+                f"The {cls.place_in_model} of this checkpoint is a {type(part).__name__}, not a "
+                f"{cls.__name__}. Load the whole model and take it from there."
+            )
+        return part if info is None else (part, info)
+
+
+def check_loading(
+    class_name: str, missing: set[str], unexpected: set[str], mismatched: Iterable[tuple]
+) -> None:
     """Raise if any weight did not find its place.
 
     Args:
         class_name: The model, for the message.
-        info: What transformers' `output_loading_info` gives.
+        missing: Names of the model that are not in the checkpoint.
+        unexpected: Names in the checkpoint that are not in the model.
+        mismatched: (name, shape in the checkpoint, shape in the model).
     """
     shapes = [
         f"{name}: {tuple(stored)} stored, {tuple(wanted)} wanted"
-        for name, stored, wanted in info["mismatched_keys"]
+        for name, stored, wanted in mismatched
     ]
     problems = {
-        "missing in the checkpoint": sorted(info["missing_keys"]),
-        "not part of the model": sorted(info["unexpected_keys"]),
+        "missing in the checkpoint": sorted(missing),
+        "not part of the model": sorted(unexpected),
         "of another shape": sorted(shapes),
     }
     listing = "; ".join(

@@ -11,11 +11,13 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from .auto_map import SelfContainedConfigMixin
+from .composite_config import CompositeConfig, check_equal_widths
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
 
 
 @strict
-class EfficientSam3BackboneConfig(PreTrainedConfig):
+class EfficientSam3BackboneConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of the student that stands in for the ViT of SAM 3.
 
     Args:
@@ -35,7 +37,6 @@ class EfficientSam3BackboneConfig(PreTrainedConfig):
     hidden_size: int | None = 1024
     image_size: int = 1008
     patch_size: int = 14
-    num_channels: int = 3
     hidden_act: str = "gelu"
     drop_path_rate: float | int = 0.0
     fused: bool = False
@@ -48,7 +49,7 @@ _LATERAL_BACKBONE = {"hidden_size": None, "patch_size": 16, "image_size": 1024}
 
 
 @strict
-class EfficientSam3VisionConfig(PreTrainedConfig):
+class EfficientSam3VisionConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """A student trunk and the neck that turns its maps into the pyramid of the SAM 3 heads.
 
     Args:
@@ -80,9 +81,15 @@ class EfficientSam3VisionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if not isinstance(self.backbone_config, PreTrainedConfig):
             defaults = _LATERAL_BACKBONE if self.neck == "lateral" else {}
-            self.backbone_config = EfficientSam3BackboneConfig(
-                **{**defaults, **(self.backbone_config or {})}
-            )
+            given = {**defaults, **(self.backbone_config or {})}
+            model_type = given.pop("model_type", EfficientSam3BackboneConfig.model_type)
+            if model_type != EfficientSam3BackboneConfig.model_type:
+                raise ValueError(
+                    f"A backbone_config of type {model_type!r} does not go into an "
+                    "EfficientSam3VisionConfig. Give its own vision configuration in place of this "
+                    'one, e.g. vision_config={"model_type": "sam3_vision_model"} for SAM 3\'s ViT.'
+                )
+            self.backbone_config = EfficientSam3BackboneConfig(**given)
         if self.scale_factors is None:
             self.scale_factors = [4.0, 2.0, 1.0, 0.5]
         super().__post_init__(**kwargs)
@@ -118,7 +125,7 @@ class EfficientSam3VisionConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TextConfig(PreTrainedConfig):
+class EfficientSam3TextConfig(SelfContainedConfigMixin, PreTrainedConfig):
     """Sizes of a MobileCLIP text tower.
 
     Args:
@@ -144,7 +151,7 @@ class EfficientSam3TextConfig(PreTrainedConfig):
     max_position_embeddings: int = 16
     context_length: int | None = None
     attend_to_padding: bool = True
-    pad_token_id: int | None = 0
+    pad_token_id: int = 0
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: float | int = 0.0
@@ -168,7 +175,7 @@ class EfficientSam3TextConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientSam3TrackerConfig(PreTrainedConfig):
+class EfficientSam3TrackerConfig(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """The tracker on images: points, boxes and masks to masks.
 
     Args:
@@ -208,6 +215,16 @@ class EfficientSam3TrackerConfig(PreTrainedConfig):
         self.prompt_encoder_config.patch_size = self.vision_config.backbone_config.patch_size
         self.prompt_encoder_config.image_size = self.vision_config.image_size
 
+    def validate_architecture(self):
+        """Refuse widths that do not fit together."""
+        check_equal_widths(
+            {
+                "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,
+                "prompt_encoder_config.hidden_size": self.prompt_encoder_config.hidden_size,
+                "mask_decoder_config.hidden_size": self.mask_decoder_config.hidden_size,
+            }
+        )
+
     @property
     def image_size(self) -> int:
         """Side of the square input, in pixels."""
@@ -220,7 +237,7 @@ class EfficientSam3TrackerConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientSam3Config(PreTrainedConfig):
+class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedConfig):
     """Concepts in images: phrases, exemplar boxes and exemplar points to instances.
 
     Args:
@@ -275,16 +292,15 @@ class EfficientSam3Config(PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse widths that do not fit together."""
-        widths = {
-            "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,
-            "geometry_encoder_config.hidden_size": self.geometry_encoder_config.hidden_size,
-            "detr_encoder_config.hidden_size": self.detr_encoder_config.hidden_size,
-            "detr_decoder_config.hidden_size": self.detr_decoder_config.hidden_size,
-            "mask_decoder_config.hidden_size": self.mask_decoder_config.hidden_size,
-        }
-        if len(set(widths.values())) > 1:
-            listing = ", ".join(f"{name}={width}" for name, width in widths.items())
-            raise ValueError(f"These widths must be equal: {listing}.")
+        check_equal_widths(
+            {
+                "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,
+                "geometry_encoder_config.hidden_size": self.geometry_encoder_config.hidden_size,
+                "detr_encoder_config.hidden_size": self.detr_encoder_config.hidden_size,
+                "detr_decoder_config.hidden_size": self.detr_decoder_config.hidden_size,
+                "mask_decoder_config.hidden_size": self.mask_decoder_config.hidden_size,
+            }
+        )
 
     @property
     def image_size(self) -> int:

@@ -42,9 +42,10 @@ class FromTeacherMixin:
 
         copied = {
             name: source[name]
-            for name, tensor in target.items()
+            for name in target
             if name in source and not name.startswith(replaced)
         }
+        check_every_part(type(teacher).__name__, target, copied, replaced)
         misshaped = [name for name in copied if copied[name].shape != target[name].shape]
         if misshaped:
             name = misshaped[0]
@@ -72,14 +73,43 @@ class FromTeacherMixin:
 
 
 def replaced_parts(config, source: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of the parts that stand in for the teacher's: their weights mean something else."""
-    replaced = []
+    """Prefixes of the parts that stand in for the teacher's: their weights mean something else.
+
+    A teacher that has the very same part, name by name and shape by shape, hands it on.
+    """
+    own_parts = []
     if config.vision_config.model_type == "efficientsam3_vision":
-        replaced.append("vision_encoder.backbone.")
+        own_parts.append(("vision_encoder.backbone.",))
+        if config.vision_config.neck == "lateral":
+            own_parts.append(("vision_encoder.neck.",))
     text_config = getattr(config, "text_config", None)
     if text_config is not None and text_config.model_type == "efficientsam3_text":
-        replaced += ["text_encoder.", "text_projection."]
+        own_parts.append(("text_encoder.", "text_projection."))
+    if getattr(config, "memory", None) == "perceiver":
+        own_parts.append(("spatial_perceiver.",))
+    replaced = []
+    for prefixes in own_parts:
+        shapes, teachers = (
+            {name: tensor.shape for name, tensor in weights.items() if name.startswith(prefixes)}
+            for weights in (target, source)
+        )
+        if shapes != teachers:
+            replaced += prefixes
     return tuple(replaced)
+
+
+def check_every_part(
+    teacher: str, target: dict[str, Tensor], copied: dict[str, Tensor], replaced: tuple[str, ...]
+) -> None:
+    """Raise if the teacher has not a single weight of a part that the student keeps."""
+    kept = {part_of(name).split(".")[0] for name in target if not name.startswith(replaced)}
+    found = {part_of(name).split(".")[0] for name in copied}
+    if kept - found:
+        raise ValueError(
+            f"The teacher, a {teacher}, has no weights for {', '.join(sorted(kept - found))}, "
+            "which the student would keep. Concept models start from a SAM 3 with its detector, "
+            "trackers from one with its tracker (a folder of SAM 3 has both)."
+        )
 
 
 def part_of(name: str) -> str:

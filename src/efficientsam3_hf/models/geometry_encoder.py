@@ -7,7 +7,7 @@ from torchvision.ops import roi_align
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.sam3.modeling_sam3 import Sam3GeometryEncoder, box_cxcywh_to_xyxy
 
-PADDING_LABEL = -10  # of a box or point that only fills up the batch
+from .prompts import PADDING_LABEL
 
 
 class EfficientSam3GeometryEncoder(Sam3GeometryEncoder):
@@ -73,9 +73,11 @@ class EfficientSam3GeometryEncoder(Sam3GeometryEncoder):
         tokens, valid = torch.cat(tokens, dim=1), torch.cat(valid, dim=1)
 
         tokens = self.prompt_layer_norm(self.final_proj(tokens))
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=tokens, attention_mask=valid
-        )
+        mask = None  # a lone CLS token has nothing to mask, and asking would wait for the GPU
+        if tokens.shape[1] > 1:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=tokens, attention_mask=valid
+            )
         vision_tokens = image_features.flatten(2).transpose(1, 2)
         vision_positions = image_positions.flatten(2).transpose(1, 2)
         for layer in self.layers:

@@ -1,7 +1,6 @@
 """Images to pixels and predictions to masks: the one transform of teacher and students."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +10,9 @@ from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.models.auto import AutoImageProcessor
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
+from transformers.utils import logging
 
+from .auto_map import SelfContainedProcessorMixin
 from .configuration_efficientsam3 import (
     EfficientSam3Config,
     EfficientSam3TrackerConfig,
@@ -19,24 +20,30 @@ from .configuration_efficientsam3 import (
 )
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
 
+logger = logging.get_logger(__name__)
+
 # Masks resized at a time: bounds memory where hundreds of instances meet a large photograph.
 MASKS_AT_ONCE = 16
 
 
-class EfficientSam3ImageProcessor(Sam3ImageProcessor):
+class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcessor):
     """SAM 3's transform: squash to a square, scale to [-1, 1].
 
-    Grey images become RGB, transparent ones are laid over white, 16-bit ones are scaled to 8 bits,
-    and values that are not finite are an error. Floats count from 0 to 255.
+    Grey images become RGB, transparent ones are laid over white, 16-bit ones (`uint16`, and PIL's
+    modes "I" and "I;16") are scaled to 8 bits. Wider integers and floats count from 0 to 255.
+    Values that are not finite, and integers out of range, are errors.
     """
 
     def preprocess(self, images, segmentation_maps=None, **kwargs):
         """As in transformers; a grey image may also be an array (height, width)."""
-        if isinstance(images, list | tuple):
-            images = [add_channel(image) for image in images]
-        else:
-            images = add_channel(images)
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        many = isinstance(images, list | tuple)
+        images = [add_channel(image) for image in (images if many else [images])]
+        do_rescale = kwargs.get("do_rescale")
+        for image in images:
+            check_finite(image)
+            if self.do_rescale if do_rescale is None else do_rescale:
+                warn_of_shares(image)
+        return super().preprocess(images if many else images[0], segmentation_maps, **kwargs)
 
     def process_image(
         self,
@@ -48,7 +55,6 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
     ) -> Tensor:
         """One image of any kind to channels first."""
         if do_convert_rgb:  # not for segmentation maps, whose values are labels
-            check_finite(image)
             image = to_rgb(to_eight_bits(image), input_data_format)
             input_data_format = ChannelDimension.FIRST
         image = super().process_image(image, False, input_data_format, device, **kwargs)
@@ -96,6 +102,14 @@ class EfficientSam3ImageProcessor(Sam3ImageProcessor):
             )
         return results
 
+    def post_process_for_mask_generation(
+        self, all_masks, all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float
+    ):
+        """As in transformers, where scores in half precision do not go with boxes in float32."""
+        return super().post_process_for_mask_generation(
+            all_masks, all_scores.float(), all_boxes, crops_nms_thresh
+        )
+
     @staticmethod
     def check_target_sizes(
         target_sizes: list[tuple[int, int]] | Tensor | None, count: int
@@ -119,26 +133,36 @@ def add_channel(image):
 
 
 def to_eight_bits(image):
-    """Scale 16-bit values and booleans to what 8 bits hold; leave anything else as it is.
+    """Scale 16-bit values and booleans to what 8 bits hold; leave bytes and floats as they are.
 
     >>> to_eight_bits(np.array([[65535]], dtype=np.uint16))
     array([[255]], dtype=uint8)
     """
-    if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
-        image = np.array(image)  # 16 or 32 bits a pixel: PIL would clip them to white
-    if isinstance(image, Tensor):
-        kind = "f" if image.is_floating_point() else "b" if image.dtype == torch.bool else "i"
-        to_bytes = torch.Tensor.byte
-    elif isinstance(image, np.ndarray):
-        kind = image.dtype.kind
-        to_bytes = partial(np.asarray, dtype=np.uint8)
-    else:
+    if isinstance(image, Image.Image):
+        if not image.mode.startswith(("I", "F")):
+            return image
+        has_sixteen_bits = image.mode.startswith("I")  # that is how PIL opens such a PNG
+        image = np.array(image)  # PIL itself would clip to white
+        image = image.clip(0, 65535).astype(np.uint16) if has_sixteen_bits else image
+    if not isinstance(image, np.ndarray | Tensor):
         return image
-    if kind == "b":
-        return to_bytes(image) * 255
-    if kind in "iu" and image.itemsize > 1:
-        return to_bytes(image // 257 if image.max() > 255 else image)
-    return image
+    pixels = torch.as_tensor(image)
+    if pixels.dtype == torch.uint8 or pixels.is_floating_point():
+        return image
+    if pixels.dtype == torch.bool:
+        pixels = pixels.byte() * 255
+    elif pixels.dtype == torch.uint16:
+        pixels = (pixels.int() // 257).byte()
+    else:
+        pixels = pixels.long()
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"An image of {str(image.dtype).removeprefix('torch.')} holds values from {low} "
+                f"to {high}. Integers count from 0 to 255, those of uint16 from 0 to 65535."
+            )
+        pixels = pixels.byte()
+    return pixels.numpy() if isinstance(image, np.ndarray) else pixels
 
 
 def to_rgb(image, input_data_format=None) -> Tensor:
@@ -164,13 +188,27 @@ def to_rgb(image, input_data_format=None) -> Tensor:
 
 
 def check_finite(image) -> None:
-    """Raise if an array or tensor holds NaN or infinity."""
+    """Raise if an image holds NaN or infinity."""
+    if isinstance(image, Image.Image) and image.mode == "F":
+        image = np.array(image)
     if isinstance(image, np.ndarray):
         finite = bool(np.isfinite(image).all())
     else:
         finite = not isinstance(image, Tensor) or bool(image.isfinite().all())
     if not finite:
         raise ValueError("An image holds NaN or infinite pixels; repair it or leave it out.")
+
+
+def warn_of_shares(image) -> None:
+    """Warn if a picture of floats looks as if they counted from 0 to 1."""
+    is_float = (isinstance(image, np.ndarray) and image.dtype.kind == "f") or (
+        isinstance(image, Tensor) and image.is_floating_point()
+    )
+    if is_float and 0 < image.max() <= 1:
+        logger.warning_once(
+            "The floats of an image lie between 0 and 1, but are read as 0 to 255: it is all but "
+            "black. Multiply it by 255, or pass do_rescale=False."
+        )
 
 
 def resize_masks(logits: Tensor, size: tuple[int, int] | None, threshold: float) -> Tensor:

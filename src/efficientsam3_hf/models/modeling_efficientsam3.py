@@ -19,7 +19,7 @@ from transformers.models.sam3.modeling_sam3 import (
     box_cxcywh_to_xyxy,
     inverse_sigmoid,
 )
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 
 from .checkpoint_layout import StrictLoadingMixin
 from .configuration_efficientsam3 import EfficientSam3Config
@@ -28,10 +28,11 @@ from .geometry_encoder import EfficientSam3GeometryEncoder
 from .modeling_efficientsam3_text import EfficientSam3TextModel
 from .modeling_efficientsam3_vision import EfficientSam3VisionModel, fuse_vision_encoder
 
-logger = logging.get_logger(__name__)
-
 TextFeatures = Tensor | Mapping[str, Tensor]
-VisionFeatures = Sam3VisionEncoderOutput | Sequence[Tensor]
+VisionFeatures = Mapping[str, Sequence[Tensor]] | Sequence[Tensor]
+
+# What `forward` hands on to the modules, beside its own arguments.
+OUTPUT_OPTIONS = {"output_attentions", "output_hidden_states", "return_dict"}
 
 
 @dataclass
@@ -58,8 +59,12 @@ class EfficientSam3MaskDecoder(Sam3MaskDecoder):
         return self.pixel_decoder([*finer_levels, encoded.unflatten(2, (height, width))])
 
 
-class EfficientSam3PreTrainedModel(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
-    """What the image models share: strict loading, and starting from a teacher."""
+class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
+    """Concept segmentation in images; takes and returns what `Sam3Model` does, and more.
+
+    One call may hold several prompts for one image. `image_indices` says which image each prompt is
+    about; the vision encoder runs once for each image.
+    """
 
     config: EfficientSam3Config
     config_class = EfficientSam3Config
@@ -69,19 +74,11 @@ class EfficientSam3PreTrainedModel(StrictLoadingMixin, FromTeacherMixin, PreTrai
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-
-
-class EfficientSam3Model(EfficientSam3PreTrainedModel):
-    """Concept segmentation in images; takes and returns what `Sam3Model` does, and more.
-
-    One call may hold several prompts for one image. `image_indices` says which image each prompt is
-    about; the vision encoder runs once for each image.
-    """
-
     _keys_to_ignore_on_load_unexpected = [r"^tracker_model\.", r"^tracker_neck\."]
 
     def __init__(self, config: EfficientSam3Config):
         super().__init__(config)
+        self.image_size = config.image_size  # that the positions of a ViT are laid out for
         self.vision_encoder = build_vision_encoder(config.vision_config)
         self.text_encoder = build_text_encoder(config.text_config)
         detector_width = config.detr_encoder_config.hidden_size
@@ -109,6 +106,8 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
     def fuse(self) -> "EfficientSam3Model":
         """Fold RepViT's parallel branches and batch norms, for inference and export."""
         fuse_vision_encoder(self.vision_encoder)
+        if self.config.tracker_config is not None:  # it shares the trunk
+            self.config.tracker_config.vision_config.backbone_config.fused = True
         return self
 
     @can_return_tuple
@@ -149,7 +148,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
             pixel_values: (images, 3, height, width) as the image processor makes them.
         """
         if self.config.vision_config.model_type == "sam3_vision_model":
-            check_vit_image_size(pixel_values, self.config.image_size)
+            check_vit_image_size(pixel_values, self.image_size)
         return self.vision_encoder(pixel_values, **kwargs)
 
     @can_return_tuple
@@ -172,8 +171,8 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
 
         Args:
             pixel_values: (images, 3, height, width) as the image processor makes them.
-            vision_embeds: Instead of pixels: what `get_vision_features` returned, or its three
-                maps, finest first.
+            vision_embeds: Instead of pixels: what `get_vision_features` returned, its items as a
+                dictionary, or its three maps, finest first.
             input_ids: (prompts, length) token ids of one phrase a prompt.
             attention_mask: (prompts, length), 0 where a token is padding.
             text_embeds: Instead of ids: what `get_text_features` returned, its items as a
@@ -186,6 +185,7 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
                 order, or all prompts for a single image, or a single prompt for all images.
             original_sizes: Not used; taken so that `model(**processor(...))` works.
         """
+        check_options(kwargs)
         if (pixel_values is None) == (vision_embeds is None):
             raise ValueError("You must specify exactly one of pixel_values or vision_embeds")
         if (input_ids is None) == (text_embeds is None):
@@ -291,9 +291,16 @@ class EfficientSam3Model(EfficientSam3PreTrainedModel):
                 "vision_embeds must be the output of get_vision_features or its maps (finest "
                 "first), not a single tensor."
             )
-        if not isinstance(vision_embeds, Sam3VisionEncoderOutput):
+        if isinstance(vision_embeds, Mapping):
+            vision_embeds = Sam3VisionEncoderOutput(**vision_embeds)
+        else:
             vision_embeds = Sam3VisionEncoderOutput(fpn_hidden_states=tuple(vision_embeds))
         levels = list(vision_embeds.fpn_hidden_states[:3])
+        if len(levels) < 3:
+            raise ValueError(
+                f"vision_embeds holds {len(levels)} maps, not the three (finest first) that the "
+                "heads read. Keep fpn_hidden_states of get_vision_features whole."
+            )
         if vision_embeds.fpn_position_encoding is not None:
             return levels, vision_embeds.fpn_position_encoding[2], vision_embeds
         coarsest = levels[-1]
@@ -337,7 +344,25 @@ def build_text_encoder(config) -> PreTrainedModel:
         return EfficientSam3TextModel(config)
     if config.model_type == "clip_text_model":
         return CLIPTextModelWithProjection(config)
-    return AutoModel.from_config(config)
+    raise ValueError(
+        f"There is no text tower of type {config.model_type!r}: text_config must be of "
+        "'efficientsam3_text' (MobileCLIP) or 'clip_text_model' (SAM 3's own)."
+    )
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raise for arguments that nothing would read."""
+    if options.get("labels") is not None:
+        raise ValueError(
+            "The model computes no loss and takes no labels: keep them out of its inputs, and "
+            "compare its outputs with them yourself."
+        )
+    unknown = [name for name in options if name not in OUTPUT_OPTIONS | {"labels"}]
+    if unknown:
+        raise TypeError(
+            f"EfficientSam3Model.forward has no argument {unknown[0]!r}. Beside those of its "
+            f"signature it takes {', '.join(sorted(OUTPUT_OPTIONS))}."
+        )
 
 
 def check_vit_image_size(pixel_values: Tensor, image_size: int) -> None:

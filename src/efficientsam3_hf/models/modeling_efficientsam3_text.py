@@ -15,10 +15,11 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_layout import PartLoadingMixin
 from .configuration_efficientsam3 import EfficientSam3TextConfig
 
 
-class EfficientSam3TextModel(Sam3LiteTextTextModel):
+class EfficientSam3TextModel(PartLoadingMixin, Sam3LiteTextTextModel):
     """Token ids to token features.
 
     Where padding is attended to, as in the released weights, a phrase is padded to the context
@@ -27,6 +28,7 @@ class EfficientSam3TextModel(Sam3LiteTextTextModel):
 
     config: EfficientSam3TextConfig
     config_class = EfficientSam3TextConfig
+    place_in_model = "text_encoder"
     main_input_name = "input_ids"
     input_modalities = ["text"]
     _can_record_outputs = {"attentions": Sam3LiteTextTextAttention}

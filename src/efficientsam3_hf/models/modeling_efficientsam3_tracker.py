@@ -5,9 +5,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto import AutoModel
-from transformers.models.sam3_tracker.modeling_sam3_tracker import (
-    Sam3TrackerModel,
-)
+from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerModel
 from transformers.utils import can_return_tuple
 
 from .checkpoint_layout import TRACKER_RENAMES, StrictLoadingMixin, tracker_weights
@@ -34,7 +32,8 @@ class EfficientSam3TrackerModel(StrictLoadingMixin, FromTeacherMixin, Sam3Tracke
 
     def __init__(self, config: EfficientSam3TrackerConfig | EfficientSam3Config):
         super().__init__(tracker_config(config))
-        grid = self.config.image_size // self.config.prompt_encoder_config.patch_size
+        self.image_size = self.config.image_size  # that its positions are laid out for
+        grid = self.image_size // self.config.prompt_encoder_config.patch_size
         self.backbone_feature_sizes = [[scale * grid, scale * grid] for scale in (4, 2, 1)]
 
     def fuse(self) -> "EfficientSam3TrackerModel":
@@ -45,7 +44,7 @@ class EfficientSam3TrackerModel(StrictLoadingMixin, FromTeacherMixin, Sam3Tracke
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs):
         """The three maps that the mask decoder reads, flattened to (pixels, batch, channels)."""
-        size = self.config.image_size
+        size = self.image_size
         if tuple(pixel_values.shape[-2:]) != (size, size):
             raise ValueError(
                 f"This tracker takes {size} x {size}, not {pixel_values.shape[-2]} x "

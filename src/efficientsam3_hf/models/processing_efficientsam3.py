@@ -5,19 +5,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.sam3.processing_sam3 import Sam3Processor
-from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
-from .prompts import VISUAL_PHRASE, check_box, check_labels, check_point, clean_phrase
+from .auto_map import SelfContainedProcessorMixin
+from .prompts import (
+    PADDING_LABEL,
+    VISUAL_PHRASE,
+    check_box,
+    check_labels,
+    check_point,
+    clean_phrase,
+    is_list,
+    to_lists,
+)
 
 logger = logging.get_logger(__name__)
 
-PADDING_LABEL = -10  # of a box or point that only fills up the batch
 PAD_TOKEN_ID = 0  # CLIP's; it is also the token "!", so it cannot be the tokenizer's pad token
 
 
-class EfficientSam3Processor(Sam3Processor):
+class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
     """Takes what `Sam3Processor` takes, and also points and several phrases for one image.
 
     A prompt is a phrase, exemplar boxes and exemplar points for one image, each alone or combined.
@@ -46,16 +55,18 @@ class EfficientSam3Processor(Sam3Processor):
         original_sizes: Sequence[Any] | Tensor | None = None,
         return_tensors: str | None = "pt",
         **kwargs,
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Make the inputs of the model; `model(**inputs)` takes them all.
 
         Args:
             images: One image or several, of any sizes and kinds.
             text: A phrase for all images, a list of one phrase for each image (or of several for a
                 single image), or a list of such lists. None beside exemplars means "visual".
-            segmentation_maps: Ground truth, resized to the size of the predicted masks.
+            segmentation_maps: Ground truth for each image, resized to the size of the predicted
+                masks and returned as `labels`, which the model itself does not take.
             input_boxes: Exemplar boxes (x1, y1, x2, y2): for each prompt a list of boxes or None.
-            input_boxes_labels: 1 for "like this", 0 for "unlike this"; all 1 if left out.
+            input_boxes_labels: 1 for "like this", 0 for "unlike this"; all 1 if left out. -10 marks
+                a box that only fills up a list.
             input_points: Exemplar points (x, y): for each prompt a list of points or None.
             input_points_labels: As for boxes.
             original_sizes: (height, width) of images whose vision features are at hand.
@@ -69,8 +80,11 @@ class EfficientSam3Processor(Sam3Processor):
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors must be 'pt', not {return_tensors!r}.")
-        encoding = BatchEncoding()
+        refuse_empty(images=images, text=text, input_boxes=input_boxes, input_points=input_points)
+        encoding = BatchFeature()
         sizes = None
+        if images is not None and original_sizes is not None:
+            raise ValueError("Give images or original_sizes, not both: images bring their sizes.")
         if images is not None:
             encoding.update(
                 self.image_processor(
@@ -84,6 +98,12 @@ class EfficientSam3Processor(Sam3Processor):
         phrases = text if text is None or isinstance(text, str) else list(text)
         boxes, boxes_labels = to_lists(input_boxes), to_lists(input_boxes_labels)
         points, points_labels = to_lists(input_points), to_lists(input_points_labels)
+        for kind, exemplars, labels in (
+            ("boxes", boxes, boxes_labels),
+            ("points", points, points_labels),
+        ):
+            if exemplars is None and labels is not None:
+                raise ValueError(f"input_{kind}_labels label nothing: there are no input_{kind}.")
         has_exemplars = boxes is not None or points is not None
         if images is None and phrases is None and not has_exemplars:
             raise ValueError("There is nothing to process: give images, text, boxes or points.")
@@ -93,13 +113,12 @@ class EfficientSam3Processor(Sam3Processor):
         image_indices = None
         if isinstance(phrases, list) and any(isinstance(item, list | tuple) for item in phrases):
             image_indices = nested_indices(phrases, 1 if sizes is None else len(sizes))
-            flatten = Flatten(phrases)
-            phrases = flatten("text", phrases)
-            boxes, boxes_labels = flatten("boxes", boxes), flatten("box labels", boxes_labels)
-            points, points_labels = (
-                flatten("points", points),
-                flatten("point labels", points_labels),
-            )
+            counts = [len(of_image) for of_image in phrases]
+            boxes = flatten("boxes", boxes, counts)
+            boxes_labels = flatten("box labels", boxes_labels, counts)
+            points = flatten("points", points, counts)
+            points_labels = flatten("point labels", points_labels, counts)
+            phrases = flatten("text", phrases, counts)
 
         parts = [part for part in (phrases, boxes, points) if isinstance(part, list)]
         count = max([len(part) for part in parts], default=1 if sizes is None else len(sizes))
@@ -107,7 +126,7 @@ class EfficientSam3Processor(Sam3Processor):
             sizes = sizes_of_prompts(sizes, image_indices, count)
             encoding["original_sizes"] = torch.tensor(sizes)
         if phrases is not None or has_exemplars:
-            encoding.update(self.encode_phrases(phrases, boxes, points))
+            encoding.update(self.encode_phrases(phrases, boxes, points, count))
         if boxes is not None:
             encoding["input_boxes"], encoding["input_boxes_labels"] = encode_exemplars(
                 "box", boxes, boxes_labels, sizes, encode_box
@@ -126,11 +145,11 @@ class EfficientSam3Processor(Sam3Processor):
         return [*super().model_input_names, "original_sizes"]
 
     def encode_phrases(
-        self, phrases: str | list | None, boxes: list | None, points: list | None
+        self, phrases: str | list | None, boxes: list | None, points: list | None, count: int
     ) -> dict[str, Tensor]:
         """Token ids and mask of cleaned phrases, padded to the context length."""
         if phrases is None:
-            phrases = [VISUAL_PHRASE]
+            phrases = [None] * count
         elif isinstance(phrases, str):
             phrases = [phrases]
         cleaned = []
@@ -169,32 +188,35 @@ class EfficientSam3Processor(Sam3Processor):
         )
 
 
-class Flatten:
-    """Turns the lists of lists of one call into flat lists, checking that they agree.
+def refuse_empty(**arguments: Any) -> None:
+    """Raise for an argument that is given, but holds nothing."""
+    for name, value in arguments.items():
+        if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 0:
+            raise ValueError(f"{name} is empty. Leave it out, or give None, if there is nothing.")
+
+
+def flatten(kind: str, nested: list | None, counts: list[int]) -> list | None:
+    """A list of the entries of all prompts out of a list for each image.
 
     Args:
-        phrases: For each image a list of phrases; the other lists must have the same shape.
+        kind: What the entries are, for the message.
+        nested: For each image a list with an entry for each of its phrases, or None for the image.
+        counts: Phrases of each image.
     """
-
-    def __init__(self, phrases: list):
-        self.counts = [len(phrases_of_image) for phrases_of_image in phrases]
-
-    def __call__(self, kind: str, nested: list | None) -> list | None:
-        if nested is None:
-            return None
-        counts = [len(of_image) if of_image is not None else None for of_image in nested]
-        if len(counts) != len(self.counts) or any(
-            given not in (None, expected)
-            for given, expected in zip(counts, self.counts, strict=False)
-        ):
-            raise ValueError(
-                f"{kind} for {counts} prompts an image do not fit text for {self.counts}: give a "
-                "list for each image, with an entry (or None) for each of its phrases."
-            )
-        flat = []
-        for of_image, count in zip(nested, self.counts, strict=False):
-            flat += [None] * count if of_image is None else list(of_image)
-        return flat
+    if nested is None:
+        return None
+    given = [len(of_image) if is_list(of_image) else None for of_image in nested]
+    if len(given) != len(counts) or any(
+        number not in (None, count) for number, count in zip(given, counts, strict=True)
+    ):
+        raise ValueError(
+            f"{kind} for {given} prompts an image do not fit text for {counts}: give a list for "
+            "each image, with an entry (or None) for each of its phrases."
+        )
+    flat = []
+    for of_image, count in zip(nested, counts, strict=True):
+        flat += [None] * count if of_image is None else list(of_image)
+    return flat
 
 
 def nested_indices(phrases: list, num_images: int) -> list[int]:
@@ -203,6 +225,8 @@ def nested_indices(phrases: list, num_images: int) -> list[int]:
         raise ValueError("Give a list of phrases for every image, or for none.")
     if len(phrases) != num_images:
         raise ValueError(f"{len(phrases)} lists of phrases do not fit {num_images} images.")
+    if not any(phrases):
+        raise ValueError("text holds no phrase for any image.")
     return [index for index, of_image in enumerate(phrases) for _ in of_image]
 
 
@@ -239,18 +263,24 @@ def encode_exemplars(
     if len(exemplars) == 1 and len(set(map(tuple, sizes))) > 1:
         exemplars = exemplars * len(sizes)  # the same pixels are other shares of other images
         labels = None if labels is None else labels * len(sizes)
+    filler = [0.5] * (4 if kind == "box" else 2)  # any valid place: its label says to ignore it
     rows, row_labels = [], []
     for index, of_prompt in enumerate(exemplars):
-        given = [] if of_prompt is None else list(of_prompt)
-        of_labels = item_at(labels, index)
-        rows.append([encode(exemplar, sizes[index]) for exemplar in given])
-        row_labels.append(
-            check_labels(
-                kind, [1] * len(given) if of_labels is None else of_labels, len(given), (0, 1)
+        given = [] if of_prompt is None else of_prompt
+        if not is_list(given):
+            raise ValueError(
+                f"Prompt {index} has {given!r} in place of a list of exemplars of kind {kind!r}."
             )
+        of_labels = item_at(labels, index)
+        of_labels = [1] * len(given) if of_labels is None else of_labels
+        row_labels.append(check_labels(kind, of_labels, len(given), (0, 1, PADDING_LABEL)))
+        rows.append(
+            [
+                filler if label == PADDING_LABEL else encode(exemplar, sizes[index])
+                for exemplar, label in zip(given, of_labels, strict=True)
+            ]
         )
     longest = max(map(len, rows), default=0)
-    filler = [0.5] * (4 if kind == "box" else 2)  # any valid place: its label says to ignore it
     padded = [row + [filler] * (longest - len(row)) for row in rows]
     padded_labels = [row + [PADDING_LABEL] * (longest - len(row)) for row in row_labels]
     shape = (len(rows), longest, len(filler))
@@ -284,10 +314,3 @@ def item_at(items: list | None, index: int) -> Any:
     if items is None:
         return None
     return items[0] if len(items) == 1 else items[index]
-
-
-def to_lists(data: Any) -> list | None:
-    """Nested lists out of tensors, arrays, tuples and lists."""
-    if data is None:
-        return None
-    return data.tolist() if hasattr(data, "tolist") else list(data)

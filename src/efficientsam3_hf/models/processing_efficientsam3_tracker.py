@@ -4,14 +4,28 @@ from typing import Any
 
 from transformers.models.sam3_tracker.processing_sam3_tracker import Sam3TrackerProcessor
 
-from .prompts import check_box, check_coordinates, check_labels
+from .auto_map import SelfContainedProcessorMixin
+from .prompts import (
+    PADDING_LABEL,
+    check_box,
+    check_coordinates,
+    check_labels,
+    check_point,
+    to_lists,
+)
 
 # Foreground, background, the two corners of a box, no point, padding.
-POINT_LABELS = (1, 0, 2, 3, -1, -10)
+POINT_LABELS = (1, 0, 2, 3, -1, PADDING_LABEL)
+# Labels of points that lie nowhere.
+PLACELESS = (-1, PADDING_LABEL)
 
 
-class EfficientSam3TrackerProcessor(Sam3TrackerProcessor):
-    """`Sam3TrackerProcessor` that checks prompts before the model sees them."""
+class EfficientSam3TrackerProcessor(SelfContainedProcessorMixin, Sam3TrackerProcessor):
+    """`Sam3TrackerProcessor` that checks prompts before the model sees them.
+
+    A box that leaves its image is clipped to it; one outside, or without area, is an error, and so
+    is a point outside.
+    """
 
     def __call__(
         self,
@@ -48,11 +62,34 @@ class EfficientSam3TrackerProcessor(Sam3TrackerProcessor):
             return_tensors=return_tensors,
             **kwargs,
         )
-        sizes = to_lists(encoding["original_sizes"]) or []
-        for index, of_image in enumerate(boxes or []):
-            for box in of_image:
-                check_box(box, sizes[index if len(sizes) > 1 else 0])
+        check_places(points, labels, boxes, to_lists(encoding["original_sizes"]))
+        if boxes is not None:  # as corners, in pixels of the model's input
+            encoding["input_boxes"] = encoding["input_boxes"].clamp(0, self.target_size)
         return encoding
+
+
+def check_places(
+    points: list | None, labels: list | None, boxes: list | None, sizes: list[tuple[int, int]]
+) -> None:
+    """Raise for points and boxes that lie outside their image.
+
+    Args:
+        points: Nested as image, object, point.
+        labels: As points; None where all are points on the object.
+        boxes: Nested as image, object.
+        sizes: (height, width) of each image, or of the only one.
+    """
+    for index, of_image in enumerate(boxes or []):
+        for box in of_image:
+            check_box(box, sizes[index if len(sizes) > 1 else 0])
+    for index, of_image in enumerate(points or []):
+        found = leaves(of_image, depth=2)
+        flat_labels = [1] * len(found)
+        if labels is not None:
+            flat_labels = [label for of_object in leaves(labels[index], 1) for label in of_object]
+        for point, label in zip(found, flat_labels, strict=False):
+            if label not in PLACELESS:
+                check_point(point, sizes[index if len(sizes) > 1 else 0])
 
 
 def check_prompts(points: list | None, labels: list | None, boxes: list | None) -> None:
@@ -75,8 +112,3 @@ def leaves(nested: Any, depth: int) -> list[list]:
     if depth == 0:
         return [list(nested)]
     return [leaf for item in nested for leaf in leaves(item, depth - 1)]
-
-
-def to_lists(data: Any) -> list | None:
-    """Nested lists out of tensors, arrays and lists."""
-    return data.tolist() if hasattr(data, "tolist") else data

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
+from .prompts import PADDING_LABEL
 from .video_session import EfficientSam3VideoSession
-
-PADDING_LABEL = -10  # of a point that only fills up an object with fewer points
 
 
 class EfficientSam3TrackerVideoProcessor(EfficientSam3TrackerProcessor):

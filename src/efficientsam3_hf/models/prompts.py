@@ -3,8 +3,11 @@
 import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import ftfy
+
+PADDING_LABEL = -10  # of a box or point that only fills up the batch
 
 # The phrase that goes with exemplars alone.
 VISUAL_PHRASE = "visual"
@@ -61,6 +64,11 @@ def check_point(point: Sequence[float], size: tuple[int, int]) -> list[float]:
 def check_coordinates(kind: str, numbers: Sequence[float]) -> list[float]:
     """The coordinates of a box or point as floats, finite and as many as there should be."""
     names = COORDINATES[kind]
+    if not is_list(numbers) or any(is_list(number) for number in numbers):
+        raise ValueError(
+            f"A {kind} must be a list of numbers ({', '.join(names)}), not {numbers!r}. Are the "
+            "lists nested as deep as they should be?"
+        )
     if len(numbers) != len(names):
         raise ValueError(
             f"A {kind} has {len(names)} numbers ({', '.join(names)}), not {len(numbers)}: "
@@ -74,9 +82,23 @@ def check_coordinates(kind: str, numbers: Sequence[float]) -> list[float]:
 
 def check_labels(kind: str, labels: Sequence[int], count: int, allowed: Sequence[int]) -> list[int]:
     """One label of the allowed values for each of `count` boxes or points."""
+    if not is_list(labels):
+        raise ValueError(f"Labels of kind {kind!r} must be a list for each prompt, not {labels!r}.")
     if len(labels) != count:
         raise ValueError(f"{len(labels)} labels do not fit {count} of kind {kind!r}.")
     wrong = [label for label in labels if label not in allowed]
     if wrong:
         raise ValueError(f"Label {wrong[0]!r} of a {kind} is none of {list(allowed)}.")
     return [int(label) for label in labels]
+
+
+def is_list(data: Any) -> bool:
+    """Whether this is a list of anything, a string being none."""
+    return isinstance(data, Sequence) and not isinstance(data, str)
+
+
+def to_lists(data: Any) -> Any:
+    """Nested lists out of tensors, arrays and tuples; None and single values as they are."""
+    if hasattr(data, "tolist"):
+        return data.tolist()
+    return [to_lists(item) for item in data] if isinstance(data, list | tuple) else data

@@ -65,9 +65,8 @@ def build_trunk(name: str, drop_path_rate: float = 0.0, pretrained: bool = False
         raise ValueError(f"Unknown trunk {name!r}; choose one of {', '.join(TRUNK_CHANNELS)}.")
     options = {"drop_path_rate": drop_path_rate} if name.startswith("tiny_vit") else {}
     trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    trunk.head = (
-        nn.Identity()
-    )  # timm leaves a norm or pooling there, whose weights nothing would use
+    # timm leaves a norm or pooling there, whose weights nothing would use.
+    trunk.head = nn.Identity()
     for module in trunk.modules():
         if isinstance(module, efficientvit_mit.LiteMLA):
             module.__class__ = GuardedLiteMLA
@@ -102,10 +101,10 @@ def fuse_trunk(trunk: nn.Module) -> None:
     Folding is done in double precision, so that the only error left is the rounding of the folded
     weights.
     """
+    if not isinstance(trunk, repvit.RepVit):
+        raise ValueError(f"Only RepViT trunks can be fused; this is a {type(trunk).__name__}.")
     if not can_fuse(trunk):
-        raise ValueError(
-            f"Only RepViT trunks can be fused, and only once; this one is a {type(trunk).__name__}."
-        )
+        raise ValueError("This RepViT trunk is fused already.")
     dtype = next(trunk.parameters()).dtype
     default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # timm creates the folded convolutions in it

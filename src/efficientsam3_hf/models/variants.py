@@ -9,6 +9,7 @@ length the one in `TEXT_TOWERS`.
 import copy
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from .configuration_efficientsam3 import EfficientSam3Config
@@ -80,7 +81,9 @@ def config(name: str, **overrides: Any) -> EfficientSam3Config:
 
     Args:
         name: One of `names()`, optionally with `-lateral` and `-ctx16`, `-ctx32` or `-ctx77`.
-        overrides: Fields of `EfficientSam3Config` to set, e.g. `image_size=504`.
+        overrides: Fields of `EfficientSam3Config` to set, e.g. `image_size=504`. A dictionary, as
+            in `text_config={"attend_to_padding": False}`, changes only the fields it names;
+            `vision_config` is that of the tracker, too. `context_length` sets the text tower's.
 
     >>> config("efficientsam3-tinyvit-s").vision_config.backbone_config.trunk
     'tiny_vit_5m_224'
@@ -88,6 +91,7 @@ def config(name: str, **overrides: Any) -> EfficientSam3Config:
     32
     """
     base_name, context_length = split_context(name)
+    context_length = overrides.pop("context_length", context_length)
     if base_name == "sam3":
         vision, tower = {"model_type": "sam3_vision_model"}, "sam3text"
     elif base_name in LITE_TEXT:
@@ -102,15 +106,40 @@ def config(name: str, **overrides: Any) -> EfficientSam3Config:
         raise unknown_name(name)
 
     text, usual_length = TEXT_TOWERS[tower]
-    text = {**copy.deepcopy(text), "max_position_embeddings": context_length or usual_length}
-    result = EfficientSam3Config(
-        vision_config=vision, text_config=text, tracker_config={"vision_config": dict(vision)}
-    )
-    for field, value in overrides.items():
-        if not hasattr(result, field):
-            raise TypeError(f"EfficientSam3Config has no field {field!r}.")
-        setattr(result, field, value)
+    text = {**text, "max_position_embeddings": context_length or usual_length}
+    image_size = overrides.pop("image_size", None)
+    unknown = [field for field in overrides if not hasattr(EfficientSam3Config, field)]
+    if unknown:
+        raise TypeError(f"EfficientSam3Config has no field {unknown[0]!r}.")
+    if "vision_config" in overrides:
+        vision = changed(vision, overrides.pop("vision_config"))
+    defaults = {
+        "vision_config": vision,
+        "text_config": text,
+        "tracker_config": {"vision_config": vision},
+    }
+    fields = {field: changed(defaults.get(field), value) for field, value in overrides.items()}
+    result = EfficientSam3Config(**copy.deepcopy({**defaults, **fields}))
+    if image_size is not None:
+        result.image_size = image_size
     return result
+
+
+def changed(default: Any, change: Any) -> Any:
+    """A value with a change applied: dictionaries are merged, anything else is replaced.
+
+    So is a dictionary by one that names its own `model_type`.
+
+    >>> changed({"neck": "sam3", "backbone_config": {"a": 1}}, {"backbone_config": {"b": 2}})
+    {'neck': 'sam3', 'backbone_config': {'a': 1, 'b': 2}}
+    """
+    both = isinstance(default, Mapping) and isinstance(change, Mapping)
+    if not both or change.get("model_type", default.get("model_type")) != default.get("model_type"):
+        return change
+    return {
+        **default,
+        **{name: changed(default.get(name), value) for name, value in change.items()},
+    }
 
 
 def split_context(name: str) -> tuple[str, int | None]:
@@ -131,7 +160,7 @@ def split_context(name: str) -> tuple[str, int | None]:
 def unknown_name(name: str) -> ValueError:
     """An error that suggests the names most like the one given."""
     nearest = difflib.get_close_matches(name, names(), n=3, cutoff=0.3)
+    question = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     return ValueError(
-        f"There is no variant {name!r}. Did you mean {' or '.join(map(repr, nearest))}? "
-        "efficientsam3_hf.zoo.names() lists them all."
+        f"There is no variant {name!r}.{question} efficientsam3_hf.zoo.names() lists them all."
     )

@@ -1,0 +1,1 @@
+"""From disk to samples, and back. Knows no model."""

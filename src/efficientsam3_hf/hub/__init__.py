@@ -1,0 +1,1 @@
+"""Between a folder and the Hugging Face Hub: cards, records, licences, what trainers push."""
