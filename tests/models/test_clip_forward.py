@@ -1,9 +1,12 @@
 """Clips with gradients: the same masks as a session, and gradients where they should be."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny import moving_squares, tiny_tracker_video
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from efficientsam3_hf import EfficientSam3TrackerVideoModel, EfficientSam3VideoSession
 
@@ -139,7 +142,7 @@ def test_checkpointing_saves_memory_and_changes_no_gradient(fresh):
     gradients, saved = [], []
     for checkpointing in (False, True):
         if checkpointing:
-            fresh.gradient_checkpointing_enable()
+            fresh._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, kept=kept: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
@@ -183,6 +186,33 @@ def test_masks_do_not_depend_on_where_gradients_stop(model, gradient_frames: int
     assert outputs.pred_masks.requires_grad == (gradient_frames > 0)
     constant = outputs.all_masks[: FRAMES - gradient_frames]
     assert not any(masks.requires_grad for masks in constant)
+
+
+@torch.no_grad()
+def test_clips_that_were_encoded_before_give_the_same(model):
+    expected = model.forward_clip(CLIPS, **PROMPTS["points"])
+
+    frames = model.encode_clips(CLIPS)
+
+    outputs = model(frames=frames, **PROMPTS["points"])
+    torch.testing.assert_close(outputs.pred_masks, expected.pred_masks, atol=1e-5, rtol=1e-5)
+    fewer = model(frames=frames, **PROMPTS["points"], num_frames=2)
+    torch.testing.assert_close(fewer.pred_masks, expected.pred_masks[:, :2], atol=1e-5, rtol=1e-5)
+
+
+def test_mixed_precision_trains(fresh):
+    fresh.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = fresh(
+            pixel_values=CLIPS[:, :3], **PROMPTS["masks"], memory_masks=ALL_MASKS[:, :3]
+        )
+        loss = outputs.pred_masks.float().sigmoid().mean() + outputs.iou_scores.float().mean()
+
+    loss.backward()
+
+    gradient = fresh.spatial_perceiver.latents_2d.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
 
 
 @torch.no_grad()
@@ -265,6 +295,7 @@ def test_a_few_steps_teach_a_clip(fresh):
         ({}, "Give points, boxes"),
         ({"input_points": POINTS}, "points and labels together"),
         ({**PROMPTS["boxes"], **PROMPTS["masks"]}, "Give points, boxes"),
+        ({**PROMPTS["boxes"], "frames": []}, "either pixel_values or frames"),
         ({**PROMPTS["boxes"], "num_frames": 10}, "num_frames=10 of clips of 9"),
         ({**PROMPTS["boxes"], "is_forced": torch.ones(9)}, "give those too"),
         ({**PROMPTS["boxes"], "memory_masks": ALL_MASKS[:, :, :1]}, "with 2 objects"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import MEMORY_WIDTH, WIDTH, stir, tiny_tracker_video, tiny_video_config
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import EdgeTamVideoConfig, Sam3TrackerVideoConfig
 from transformers.models.edgetam_video.modeling_edgetam_video import (
     EdgeTamVideoPerceiverResampler,
@@ -14,7 +15,7 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     Sam3TrackerVideoMemoryAttention,
 )
 
-from efficientsam3_hf import EfficientSam3TrackerVideoModel
+from efficientsam3_hf import EfficientSam3TrackerVideoConfig, EfficientSam3TrackerVideoModel
 from efficientsam3_hf.models import object_memory, perceiver_memory
 from efficientsam3_hf.models.memory_attention import EfficientSam3MemoryAttention, Rotation
 from efficientsam3_hf.models.perceiver_memory import (
@@ -337,3 +338,19 @@ def test_examples_in_docstrings_are_true(module):
 
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(("memory", "expected"), [("dense", 951.3), ("perceiver", 115.7)])
+@torch.no_grad()
+def test_the_cost_at_full_size_is_that_of_the_arithmetic(memory: str, expected: float):
+    config = EfficientSam3TrackerVideoConfig(memory=memory)
+    config._attn_implementation = "eager"
+    tokens = 7 * config.tokens_per_memory + 16 * 4
+    with torch.device("meta"):
+        module = EfficientSam3MemoryAttention(config).eval()
+        frame, memories = torch.empty(1, 72 * 72, 256), torch.empty(1, tokens, 64)
+
+    with FlopCounterMode(display=False) as counter:
+        module(frame, frame, memories, memories, num_object_pointer_tokens=16 * 4)
+
+    assert round(counter.get_total_flops() / 1e9, 1) == expected

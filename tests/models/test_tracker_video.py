@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import (
     TINY_VIT,
     TRUNKS,
@@ -186,6 +187,17 @@ def test_objects_that_are_gone_are_remembered_as_by_transformers(stock, same):
         pair.go(frame_idx)
     last = [memory.object_score_logits for memory in pair.sessions[1].objects[1].memories.values()]
     assert (torch.stack(last[1:]) < 0).all()
+
+
+def test_an_object_followed_forward_before_its_prompt_is_as_in_transformers(stock, same):
+    pair = Pair(stock, same, CLIP[:12])
+    pair.prompt(1, 0, POINT)
+    pair.go(0)
+    pair.prompt(2, 8, BOX)
+    pair.go(8)
+
+    for frame_idx in range(1, 12):  # until frame 8, object 2 knows of its prompt, but no pointer
+        pair.go(frame_idx)
 
 
 def test_a_prompt_on_the_last_frame_is_tracked_backward_as_by_transformers(stock, same):
@@ -458,6 +470,31 @@ def test_frames_are_remembered_or_not_as_asked(dense):
     memories = video.objects[1].memories
     assert memories[1].features is None
     assert memories[2].features is not None
+    shown = session(CLIP[:4])  # a prompt that is not remembered says nothing of other frames
+    shown.add_points(1, 0, *POINT)
+    assert dense(shown, frame_idx=0, run_mem_encoder=False).object_ids == [1]
+    assert dense(shown, frame_idx=1).object_ids == []
+
+
+def test_a_tracker_without_eyes_sees_through_those_of_another(dense):
+    blind = EfficientSam3TrackerVideoModel(dense.config, remove_vision_encoder=True).eval()
+    blind.load_state_dict(
+        {name: tensor for name, tensor in dense.state_dict().items() if "vision" not in name}
+    )
+    stream, expected = session(), session()
+    for each in (stream, expected):
+        each.add_points(1, 0, *POINT)
+
+    for frame_idx, frame in enumerate(CLIP[:4]):
+        stream.add_new_frame(frame)
+        with pytest.raises(ValueError, match="This tracker has no vision encoder"):
+            blind(stream, frame_idx=frame_idx)
+        with torch.no_grad():
+            seen = dense.vision_encoder(frame[None])
+            features = blind.project_levels(seen.fpn_hidden_states, seen.fpn_position_encoding)
+        stream.cache_features(frame_idx, features)
+        masks = blind(stream, frame_idx=frame_idx).pred_masks
+        assert torch.equal(masks, dense(expected, frame=frame).pred_masks)
 
 
 def long_stream(num_frames: int) -> Iterator[Tensor]:
@@ -492,8 +529,9 @@ def test_a_state_is_of_constant_size(memory: str):
     assert len(set(sizes[50:])) == 1
 
 
+@pytest.mark.slow
 def test_resident_memory_does_not_grow_with_the_number_of_frames():
-    vision = tiny_vision()
+    vision = copy.deepcopy(TINY_VIT)  # faster than a student of this size
     vision["backbone_config"]["image_size"] = 56
     tracker = tiny_tracker_video("perceiver", vision)
     stream = EfficientSam3VideoSession(video_height=56, video_width=56)
@@ -524,8 +562,9 @@ def test_a_stream_that_was_killed_goes_on_from_its_saved_session(model, tmp_path
             for stream in (whole, cut):
                 stream.add_mask(3, 12, MASKS[12, 1])
         if frame_idx == 14:
-            cut.save(tmp_path)
-            cut = EfficientSam3VideoSession.load(tmp_path)
+            path = cut.save(tmp_path / "cut.safetensors")
+            cut = EfficientSam3VideoSession.load(path)
+            cut = EfficientSam3VideoSession.load(cut.save(path))  # over the file it came from
         if frame_idx == 20:
             for stream, results in ((whole, expected), (cut, found)):
                 stream.add_points(2, 19, *POINTS)
@@ -539,7 +578,7 @@ def test_a_stream_that_was_killed_goes_on_from_its_saved_session(model, tmp_path
         assert torch.equal(ours.pred_masks, theirs.pred_masks)
         assert torch.equal(ours.object_score_logits, theirs.object_score_logits)
     assert cut.num_frames == 30
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.safetensors"]
 
 
 def test_a_session_of_a_whole_video_is_saved_without_it(dense, tmp_path):
@@ -547,18 +586,39 @@ def test_a_session_of_a_whole_video_is_saved_without_it(dense, tmp_path):
     tell_two_objects(video, [1, 2, 3, 4])
     for frame_idx in range(5):
         dense(video, frame_idx=frame_idx)
-    video.save(tmp_path)
+    path = video.save(tmp_path / "session.safetensors")
 
-    loaded = EfficientSam3VideoSession.load(tmp_path, CLIP[:10])
+    loaded = EfficientSam3VideoSession.load(path, CLIP[:10])
 
     for frame_idx in range(5, 10):
         expected, found = (dense(each, frame_idx=frame_idx) for each in (video, loaded))
         assert found.object_ids == expected.object_ids
         assert torch.equal(found.pred_masks, expected.pred_masks)
     with pytest.raises(ValueError, match="a session of a video: give it again"):
-        EfficientSam3VideoSession.load(tmp_path)
+        EfficientSam3VideoSession.load(path)
     with pytest.raises(ValueError, match="The video has 9 frames; the session was saved with 10"):
-        EfficientSam3VideoSession.load(tmp_path, CLIP[:9])
+        EfficientSam3VideoSession.load(path, CLIP[:9])
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds no session of format 1"):
+        EfficientSam3VideoSession.load(path)
+
+
+def test_recent_frames_keep_their_order_when_saved(dense, tmp_path):
+    stream = session(max_vision_features_cache_size=3)
+    stream.add_points(1, 0, *POINT)
+    for frame in CLIP[:11]:  # 8, 9 and 10 in the order of numbers, not of letters
+        dense(stream, frame=frame)
+
+    loaded = EfficientSam3VideoSession.load(stream.save(tmp_path / "stream.safetensors"))
+
+    assert list(loaded.recent_frames) == [8, 9, 10]
+    loaded.add_new_frame(CLIP[11])
+    assert list(loaded.recent_frames) == [9, 10, 11]
+    loaded.add_points(1, 9, *BOX)
+    stream.add_new_frame(CLIP[11])
+    stream.add_points(1, 9, *BOX)
+    masks = [dense(each, frame_idx=9).pred_masks for each in (stream, loaded)]
+    assert torch.equal(*masks)
 
 
 def processors() -> tuple[Sam3TrackerVideoProcessor, EfficientSam3TrackerVideoProcessor]:
@@ -700,10 +760,14 @@ def test_calls_that_make_no_sense_are_errors_that_say_why(dense):
         next(dense.propagate_in_video_iterator(video))
     with pytest.raises(ValueError, match="A stream has no end"):
         next(dense.propagate_in_video_iterator(stream))
-    with pytest.raises(ValueError, match="either an inference_session or, of clips, pixel_values"):
+    with pytest.raises(ValueError, match="an inference_session or, of clips, either"):
         dense()
     with pytest.raises(ValueError, match="Give a frame of a stream"):
         dense(stream)
+    with pytest.raises(TypeError, match=r"these mean nothing: \['mask_threshold'\]"):
+        dense(video, frame_idx=0, mask_threshold=0.5)
+    with pytest.raises(ValueError, match=r"There are no objects \[7\], only \[\]"):
+        dense(video, frame_idx=0, object_ids=[7])
     with pytest.raises(ValueError, match="whole video; a stream starts without one"):
         dense(video, frame=CLIP[0])
     with pytest.raises(ValueError, match="4 frames, and none 4"):
@@ -782,6 +846,8 @@ def test_one_folder_serves_images_and_video(memory: str, tmp_path):
     mine, theirs = on_images.state_dict(), in_video.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert set(theirs) - set(mine)
+    processor = EfficientSam3TrackerVideoProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor.image_processor, EfficientSam3ImageProcessor)
     config = EfficientSam3TrackerConfig.from_pretrained(tmp_path)
     assert config.vision_config.backbone_config.trunk == "efficientvit_b0"
     assert concepts.config.tracker_video_config.memory == memory
@@ -812,6 +878,36 @@ def test_a_folder_without_a_tracker_in_video_names_the_missing_weights(tmp_path)
 
     with pytest.raises(ValueError, match=r"missing in the checkpoint \(mask_downsample"):
         EfficientSam3TrackerVideoModel.from_pretrained(tmp_path, config=config)
+
+
+def test_a_folder_that_says_nothing_of_video_has_the_memory_of_sam3(tmp_path):
+    zoo.save("efficientsam3-repvit-s", tmp_path)
+
+    config = EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path)
+
+    assert config.to_diff_dict().keys() == EfficientSam3TrackerVideoConfig().to_diff_dict().keys()
+    assert config.memory == "dense"
+    assert config.vision_config.backbone_config.trunk == "repvit_m0_9"
+    smaller = EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path, image_size=504)
+    assert smaller.grid_size == 36
+    assert smaller.prompt_encoder_config.image_size == 504
+
+
+def test_the_image_size_of_a_family_reaches_its_tracker_in_video(tmp_path):
+    family = zoo.config("efficientsam3-repvit-s")
+    family.tracker_video_config = tracker_video_config(family, memory="perceiver")
+    family.image_size = 504
+    family.save_pretrained(tmp_path)
+
+    config = EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path)
+
+    assert (config.memory, config.grid_size) == ("perceiver", 36)
+    assert type(family.tracker_video_config) is EfficientSam3TrackerVideoConfig
+    concepts_only = zoo.config("efficientsam3-repvit-s")
+    concepts_only.tracker_config = None
+    concepts_only.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="serves the concept model only"):
+        EfficientSam3TrackerVideoConfig.from_pretrained(tmp_path)
 
 
 def test_a_zoo_name_is_enough_and_its_memory_can_be_chosen():

@@ -19,7 +19,7 @@ def attend(
     Args:
         module: Whose `config` names it.
         query: (batch, heads, queries, channels), as `key` and `value`.
-        mask: (batch, 1, queries, keys), true where a query may look.
+        mask: (batch, 1, queries or 1, keys), true where a query may look.
 
     Returns:
         (batch, queries, heads, channels).

@@ -19,7 +19,7 @@ BACKBONE_PREFIX = "vision_encoder.backbone."
 NECK_PREFIX = "vision_encoder.neck."
 
 # Models of which the vision encoder, its backbone and the text tower are parts.
-WHOLE_MODELS = ("efficientsam3", "efficientsam3_tracker")
+WHOLE_MODELS = ("efficientsam3", "efficientsam3_tracker", "efficientsam3_tracker_video")
 
 # Arguments of `from_pretrained` that say where a checkpoint is.
 HUB_OPTIONS = (

@@ -1,5 +1,6 @@
 """Clips with gradients, for training the memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ class ClipForward(EfficientSam3TrackerVideoParts):
 
     def forward_clip(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         input_points: Tensor | None = None,
         input_labels: Tensor | None = None,
         input_boxes: Tensor | None = None,
@@ -57,6 +58,7 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         gradient_frames: int | None = None,
         streaming: bool = False,
         output_conditioned_features: bool = False,
+        frames: Sequence[FrameFeatures] | None = None,
     ) -> EfficientSam3ClipOutput:
         """Follow objects from the first frame of clips to the last, with gradients.
 
@@ -78,14 +80,24 @@ class ClipForward(EfficientSam3TrackerVideoParts):
             streaming: Whether the offsets of pointers count as in a stream or a long video, rather
                 than in a video of the length of the clip.
             output_conditioned_features: Whether to return the maps that have looked at the memory.
+            frames: What `encode_clips` gave, in place of pixels: where the trunk is frozen, clips
+                need to be encoded only once.
         """
-        clips, clip_length = pixel_values.shape[:2]
+        if (pixel_values is None) == (frames is None):
+            raise ValueError(
+                "Give an inference_session or, of clips, either pixel_values or frames."
+            )
+        if frames is None:
+            clips, clip_length = pixel_values.shape[:2]
+        else:
+            clips, clip_length = len(frames[0].coarse), len(frames)
         num_frames = clip_length if num_frames is None else num_frames
         if not 1 <= num_frames <= clip_length:
             raise ValueError(f"num_frames={num_frames} of clips of {clip_length} frames.")
         prompts = ClipPrompts.read(input_points, input_labels, input_boxes, input_masks)
         constant = 0 if gradient_frames is None else max(num_frames - gradient_frames, 0)
-        frames = self.encode_clips(pixel_values[:, :num_frames], constant)
+        if frames is None:
+            frames = self.encode_clips(pixel_values[:, :num_frames], constant)
         forced = forced_rows(memory_masks, is_forced, num_frames, prompts.num_objects)
         limit = self.config.max_object_pointers_in_encoder
         num_pointers = limit if streaming else min(clip_length, limit)
@@ -93,7 +105,7 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         predictions, conditioned = [], []
         memories: list[Tensor] = []
         with_gradient = torch.is_grad_enabled()
-        for time, features in enumerate(frames):
+        for time, features in enumerate(frames[:num_frames]):
             with torch.set_grad_enabled(with_gradient and time >= constant):
                 rows = repeat_features(features, prompts.num_objects)
                 prediction, coarse = self.roll_on(
@@ -122,8 +134,13 @@ class ClipForward(EfficientSam3TrackerVideoParts):
             conditioned_features=tuple(conditioned) if output_conditioned_features else None,
         )
 
-    def encode_clips(self, pixel_values: Tensor, constant: int) -> list[FrameFeatures]:
-        """Features of each frame of clips, the first `constant` frames without gradients."""
+    def encode_clips(self, pixel_values: Tensor, constant: int = 0) -> list[FrameFeatures]:
+        """Features of each frame of clips (clips, frames, 3, height, width).
+
+        Args:
+            pixel_values: The clips.
+            constant: Frames at the beginning that need no gradients.
+        """
         frames: list[FrameFeatures] = []
         with_gradient = torch.is_grad_enabled()
         for part, enabled in ((slice(0, constant), False), (slice(constant, None), True)):

@@ -24,3 +24,10 @@ def without_origin(nested: dict[str, Any]) -> dict[str, Any]:
         name: without_origin(value) if isinstance(value, dict) else forgotten.get(name, value)
         for name, value in nested.items()
     }
+
+
+def check_equal_widths(widths: dict[str, int]) -> None:
+    """Raise if the parts that hand features to one another differ in width."""
+    if len(set(widths.values())) > 1:
+        listing = ", ".join(f"{name}={width}" for name, width in widths.items())
+        raise ValueError(f"These widths must be equal: {listing}.")

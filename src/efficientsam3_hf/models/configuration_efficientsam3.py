@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from .auto_map import SelfContainedConfigMixin
-from .composite_config import CompositeConfig
+from .composite_config import CompositeConfig, check_equal_widths
 from .configuration_efficientsam3_video import (
     EfficientSam3TrackerVideoConfig,
     EfficientSam3VideoConfig,
@@ -322,13 +322,6 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
         """Tokens of a padded phrase."""
         text: Any = self.text_config
         return getattr(text, "context_length", None) or text.max_position_embeddings
-
-
-def check_equal_widths(widths: dict[str, int]) -> None:
-    """Raise if the parts that hand features to one another differ in width."""
-    if len(set(widths.values())) > 1:
-        listing = ", ".join(f"{name}={width}" for name, width in widths.items())
-        raise ValueError(f"These widths must be equal: {listing}.")
 
 
 CONFIGURATIONS = (

@@ -8,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from .auto_map import SelfContainedConfigMixin
-from .composite_config import CompositeConfig
+from .composite_config import CompositeConfig, check_equal_widths
 
 # Depth of the memory attention where the caller does not say otherwise.
 DEPTHS = {"dense": 4, "perceiver": 2}
@@ -128,6 +128,17 @@ class EfficientSam3TrackerVideoConfig(CompositeConfig, SelfContainedConfigMixin,
         """Refuse sizes that do not fit together."""
         if self.num_maskmem < 1:
             raise ValueError(f"num_maskmem={self.num_maskmem}: a tracker needs at least 1 memory.")
+        check_equal_widths(
+            {
+                "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,
+                "prompt_encoder_config.hidden_size": self.prompt_encoder_config.hidden_size,
+                "mask_decoder_config.hidden_size": self.mask_decoder_config.hidden_size,
+                "memory_attention_hidden_size": self.memory_attention_hidden_size,
+                "memory_encoder_hidden_size": self.memory_encoder_hidden_size,
+                "mask_downsampler_embed_dim": self.mask_downsampler_embed_dim,
+                "memory_fuser_embed_dim": self.memory_fuser_embed_dim,
+            }
+        )
         width, channels = self.vision_config.fpn_hidden_size, self.memory_encoder_output_channels
         if width % channels:
             raise ValueError(

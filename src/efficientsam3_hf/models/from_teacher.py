@@ -85,6 +85,8 @@ def replaced_parts(config, source: dict[str, Tensor], target: dict[str, Tensor])
     text_config = getattr(config, "text_config", None)
     if text_config is not None and text_config.model_type == "efficientsam3_text":
         own_parts.append(("text_encoder.", "text_projection."))
+    if getattr(config, "memory", None) == "perceiver":
+        own_parts.append(("spatial_perceiver.",))
     replaced = []
     for prefixes in own_parts:
         shapes, teachers = (

@@ -59,15 +59,13 @@ class EfficientSam3MemoryAttention(nn.Module):
             )
         rotation = Rotation.of_grid(self.config, features.device)
         key_rotation = Rotation.of_memory(self.config, features.device).repeat(num_frames)
-        mask = (
-            None if valid is None else valid[:, None, None, :].expand(-1, 1, features.shape[1], -1)
-        )
+        # Left for the attention to broadcast: spread out, it would be as large as all scores.
+        mask = None if valid is None else valid[:, None, None]
 
         hidden_states = features + 0.1 * positions
+        keys = memory + memory_positions
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, memory + memory_positions, memory, rotation, key_rotation, mask
-            )
+            hidden_states = layer(hidden_states, keys, memory, rotation, key_rotation, mask)
         return self.layer_norm(hidden_states)
 
 

@@ -77,6 +77,7 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
         run_mem_encoder: bool = True,
         object_ids: Sequence[int] | None = None,
         pixel_values: Tensor | None = None,
+        frames: Sequence[FrameFeatures] | None = None,
         **kwargs,
     ) -> Sam3TrackerVideoSegmentationOutput | EfficientSam3ClipOutput:
         """Follow the objects of a session into one frame, or those of clips with gradients.
@@ -85,11 +86,12 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
             inference_session: Made by the processor. The rest is as in `track_frame`.
             pixel_values: Clips, in place of a session. The rest is then as in `forward_clip`. This
                 is the way in for whatever wraps a model for training.
+            frames: Features of clips, in place of their pixels.
         """
-        if (inference_session is None) == (pixel_values is None):
-            raise ValueError("Give either an inference_session or, of clips, pixel_values.")
-        if pixel_values is not None:
-            return self.forward_clip(pixel_values, **kwargs)
+        if inference_session is None:
+            return self.forward_clip(pixel_values, frames=frames, **kwargs)
+        if kwargs or pixel_values is not None or frames is not None:
+            raise TypeError(f"With a session, these mean nothing: {sorted(kwargs) or 'clips'}.")
         return self.track_frame(
             inference_session, frame_idx, frame, reverse, run_mem_encoder, object_ids
         )
@@ -160,6 +162,11 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
     def frame_features(self, session: EfficientSam3VideoSession, frame_idx: int) -> FrameFeatures:
         """Vision features of a frame of a session, computed once."""
         features = session.cached_features(frame_idx)
+        if features is None and self.vision_encoder is None:
+            raise ValueError(
+                f"This tracker has no vision encoder: give session.cache_features({frame_idx}, ...)"
+                " what project_levels makes of the maps of another."
+            )
         if features is None:
             features = self.encode_frames(session.get_frame(frame_idx)[None])
             session.cache_features(frame_idx, features)
@@ -173,6 +180,9 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
         found: dict[int, tuple[Tensor, Tensor]],
     ) -> dict[Step, list[int]]:
         """Which objects share a batch in a frame; those known already go to `found`."""
+        unknown = set(object_ids or ()) - set(session.objects)
+        if unknown:
+            raise ValueError(f"There are no objects {sorted(unknown)}, only {session.obj_ids}.")
         batches: dict[Step, list[int]] = {}
         for obj_id in session.obj_ids if object_ids is None else object_ids:
             tracked = session.objects[obj_id]
@@ -184,7 +194,7 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
                         memory.object_score_logits.to(session.inference_device),
                     )
                     continue
-                if not any(frame != frame_idx for frame in tracked.conditioning()):
+                if not tracked.is_known(frame_idx):
                     continue  # its first prompt is yet to come
                 step = Step("track")
             elif prompt.mask is not None:
@@ -239,7 +249,7 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
             )
             for tracked in objects
         ]
-        return pad_recollections(each, self.hidden_dim, device)
+        return pad_recollections(each, self.no_object_pointer[:0].to(device), device)
 
     def remember(
         self,
@@ -325,14 +335,24 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
         }
         order = range(max(starts.values(), default=0) - 1, -1, -1)
         for frame_idx in tqdm(order, desc="tracking back", disable=not show_progress_bar):
-            later = [obj_id for obj_id, start in starts.items() if start > frame_idx]
+            later = [
+                obj_id
+                for obj_id, start in starts.items()
+                if start > frame_idx and obj_id in session.objects
+            ]
             yield self(session, frame_idx=frame_idx, reverse=True, object_ids=later)
 
 
 def pad_recollections(
-    each: list[Recollection], hidden_size: int, device: torch.device
+    each: list[Recollection], no_pointers: Tensor, device: torch.device
 ) -> MemoryBatch:
-    """One batch of what objects remember; shorter memories are padded and marked."""
+    """One batch of what objects remember; shorter memories are padded and marked.
+
+    Args:
+        each: What each object remembers.
+        no_pointers: (0, hidden size), for an object that is followed before its first prompt.
+        device: Where the model runs.
+    """
 
     def padded(rows: list[Tensor]) -> Tensor:
         return nn.utils.rnn.pad_sequence([row.to(device) for row in rows], batch_first=True)
@@ -352,10 +372,7 @@ def pad_recollections(
         features=padded([torch.stack(one.features) for one in each]),
         offsets=offsets([one.offsets for one in each]),
         pointers=padded(
-            [
-                torch.stack(one.pointers) if one.pointers else torch.zeros(0, hidden_size)
-                for one in each
-            ]
+            [torch.stack(one.pointers) if one.pointers else no_pointers for one in each]
         ),
         pointer_offsets=offsets([one.pointer_offsets for one in each]),
     )

@@ -57,12 +57,13 @@ class FrameMemory:
     is_initial: bool = False
 
 
-# Fields of the two that hold tensors, and those that hold what JSON can.
+# What an object has of the two: their fields that hold tensors, and those that hold what JSON can.
+# By name and not by class, since as remote code a model and a processor may each have their own.
 TENSORS = {
-    Prompt: ("points", "labels", "mask"),
-    FrameMemory: ("pointer", "features", "pred_masks", "object_score_logits"),
+    "prompts": ("points", "labels", "mask"),
+    "memories": ("pointer", "features", "pred_masks", "object_score_logits"),
 }
-FLAGS = {Prompt: ("is_new",), FrameMemory: ("is_conditioning", "is_initial")}
+FLAGS = {"prompts": ("is_new",), "memories": ("is_conditioning", "is_initial")}
 
 
 @dataclass
@@ -115,10 +116,14 @@ class TrackedObject:
 
     def starts_anew(self, frame_idx: int) -> bool:
         """Whether a prompt in this frame stands for itself, rather than corrects a tracked mask."""
-        others = self.conditioning()
-        here = others.pop(frame_idx, None)
+        here = self.memories.get(frame_idx)
         was_tracked = any(first <= frame_idx <= last for first, last in self.spans)
-        return not others or not was_tracked or (here is not None and here.is_initial)
+        is_redone = here is not None and here.is_initial
+        return is_redone or not was_tracked or not self.is_known(frame_idx)
+
+    def is_known(self, frame_idx: int) -> bool:
+        """Whether a frame other than this one says what the object is."""
+        return bool(self.nearest_conditioning(frame_idx, 1))
 
     def remember(self, frame_idx: int, memory: FrameMemory) -> None:
         self.memories[frame_idx] = memory
@@ -131,7 +136,11 @@ class TrackedObject:
 
     def nearest_conditioning(self, frame_idx: int, count: int) -> list[int]:
         """Frames with prompts that are seen from a frame: nearest before, nearest after, others."""
-        frames = [frame for frame in self.conditioning() if frame != frame_idx]
+        frames = [
+            frame
+            for frame, memory in self.conditioning().items()
+            if frame != frame_idx and memory.features is not None
+        ]
         if count == -1 or len(frames) <= count:
             return frames
         before = [max((frame for frame in frames if frame < frame_idx), default=None)]

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
+from .prompts import PADDING_LABEL
 from .video_session import EfficientSam3VideoSession
-
-PADDING_LABEL = -10  # of a point that only fills up an object with fewer points
 
 
 class EfficientSam3TrackerVideoProcessor(EfficientSam3TrackerProcessor):
@@ -108,7 +107,7 @@ class EfficientSam3TrackerVideoProcessor(EfficientSam3TrackerProcessor):
             original_size: (height, width) of the frames of a stream, where no frame has come yet.
             clear_old_inputs: Whether points given before for this frame are dropped.
         """
-        obj_ids = [obj_ids] if isinstance(obj_ids, int) else list(obj_ids)
+        obj_ids = [obj_ids] if isinstance(obj_ids, int | np.integer) else list(obj_ids)
         if len(set(obj_ids)) != len(obj_ids):
             raise ValueError(f"obj_ids {obj_ids} name an object twice.")
         if (input_points is None) != (input_labels is None):

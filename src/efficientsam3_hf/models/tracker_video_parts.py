@@ -126,7 +126,7 @@ class EfficientSam3TrackerVideoParts(Sam3TrackerVideoModel):
 
     def check_size(self, pixel_values: Tensor) -> None:
         """Raise for frames of another size than the prompts are given in."""
-        size = self.config.image_size
+        size = self.image_size  # that its positions are laid out for
         if tuple(pixel_values.shape[-2:]) != (size, size):
             raise ValueError(
                 f"This tracker takes {size} x {size}, not {pixel_values.shape[-2]} x "

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .object_memory import FLAGS, TENSORS, FrameFeatures, FrameMemory, Prompt, TrackedObject
@@ -157,6 +158,7 @@ class EfficientSam3VideoSession:
             labels: (points,): 1 on the object, 0 beside it, 2 and 3 for the corners of a box.
             clear_old: Whether points given before for this frame are dropped.
         """
+        obj_id, frame_idx = int(obj_id), int(frame_idx)
         self.check_reachable(frame_idx)
         points = points.to(self.inference_device, torch.float32)
         labels = labels.to(self.inference_device, torch.int64)
@@ -168,6 +170,7 @@ class EfficientSam3VideoSession:
 
     def add_mask(self, obj_id: int, frame_idx: int, mask: Tensor) -> None:
         """Say by a mask (height, width) in the size of the model's input what an object is."""
+        obj_id, frame_idx = int(obj_id), int(frame_idx)
         self.check_reachable(frame_idx)
         tracked = self.objects.setdefault(obj_id, TrackedObject())
         tracked.add_prompt(frame_idx, Prompt(mask=mask.to(self.inference_device, self.dtype)))
@@ -282,30 +285,33 @@ class EfficientSam3VideoSession:
         for features in self.features.values():
             yield from features
         for tracked in self.objects.values():
-            for item in (*tracked.prompts.values(), *tracked.memories.values()):
-                tensors = (getattr(item, name) for name in TENSORS[type(item)])
-                yield from (tensor for tensor in tensors if tensor is not None)
+            for kind, names in TENSORS.items():
+                for item in getattr(tracked, kind).values():
+                    tensors = (getattr(item, name) for name in names)
+                    yield from (tensor for tensor in tensors if tensor is not None)
 
     # Saving.
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """Write the state to a folder, as tensors and JSON, to go on from there another time.
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the state to a safetensors file, to go on from there another time.
 
-        A whole video is not written: it is given again to `load`.
+        The file appears whole or not at all. A whole video is not written: it is given again to
+        `load`.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"frames.{frame}": tensor for frame, tensor in self.recent_frames.items()}
         objects = []
         for index, (obj_id, tracked) in enumerate(self.objects.items()):
             record = {"id": obj_id, "spans": tracked.spans, "first_frame": tracked.first_frame}
-            for kind in ("prompts", "memories"):
+            for kind, names in TENSORS.items():
                 record[kind] = {}
                 for frame, item in getattr(tracked, kind).items():
-                    record[kind][frame] = {name: getattr(item, name) for name in FLAGS[type(item)]}
-                    for name in TENSORS[type(item)]:
-                        if getattr(item, name) is not None:
-                            tensors[f"{index}.{kind}.{frame}.{name}"] = getattr(item, name)
+                    record[kind][frame] = {name: getattr(item, name) for name in FLAGS[kind]}
+                    found = {name: getattr(item, name) for name in names}
+                    tensors |= {
+                        f"{index}.{kind}.{frame}.{name}": tensor
+                        for name, tensor in found.items()
+                        if tensor is not None
+                    }
             objects.append(record)
         state = {
             "format": FORMAT,
@@ -321,15 +327,17 @@ class EfficientSam3VideoSession:
             },
             "objects": objects,
         }
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".unfinished")
         copies = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(copies, folder / "session.safetensors")
-        (folder / "session.json").write_text(json.dumps(state, indent=1))
-        return folder
+        save_file(copies, unfinished, metadata={"state": json.dumps(state)})
+        os.replace(unfinished, path)
+        return path
 
     @classmethod
     def load(
         cls,
-        folder: str | os.PathLike,
+        path: str | os.PathLike,
         video: Tensor | Sequence[Tensor] | None = None,
         inference_device: torch.device | str = "cpu",
         inference_state_device: torch.device | str | None = None,
@@ -338,23 +346,17 @@ class EfficientSam3VideoSession:
         """A session as it was when it was saved.
 
         Args:
-            folder: Where `save` wrote it.
+            path: Where `save` wrote it.
             video: The whole video, if it had one.
             inference_device: Where the model runs.
             inference_state_device: Where memories lie; None for `inference_device`.
             video_storage_device: Where frames lie; None for `inference_device`.
         """
-        state = json.loads((Path(folder) / "session.json").read_text())
-        if state["format"] != FORMAT:
-            raise ValueError(f"{folder} has format {state['format']}; this version reads {FORMAT}.")
-        if state["is_streaming"] != (video is None):
-            given = "a stream: give no video" if state["is_streaming"] else "a video: give it again"
-            raise ValueError(f"{folder} is a session of {given}.")
-        if video is not None and len(video) != state["num_frames"]:
-            raise ValueError(
-                f"The video has {len(video)} frames; the session was saved with "
-                f"{state['num_frames']}."
-            )
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {}).get("state", "{}"))
+            # Copies, so that the session does not hold on to the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        check_state(state, path, video)
         session = cls(
             video,
             inference_device=inference_device,
@@ -362,32 +364,42 @@ class EfficientSam3VideoSession:
             video_storage_device=video_storage_device or inference_device,
             **state["settings"],
         )
-        tensors = load_file(Path(folder) / "session.safetensors")
         session.frames_seen = state["num_frames"] if video is None else 0
-        for name, tensor in tensors.items():
-            if name.startswith("frames."):
-                frame = int(name.removeprefix("frames."))
-                session.recent_frames[frame] = tensor.to(session.video_storage_device)
+        frames = [name.removeprefix("frames.") for name in tensors if name.startswith("frames.")]
+        for frame in sorted(map(int, frames)):
+            session.recent_frames[frame] = tensors[f"frames.{frame}"].to(
+                session.video_storage_device
+            )
         for index, record in enumerate(state["objects"]):
             tracked = TrackedObject(spans=record["spans"], first_frame=record["first_frame"])
-            for kind, item_class in (("prompts", Prompt), ("memories", FrameMemory)):
-                device = (
-                    session.inference_device
-                    if item_class is Prompt
-                    else session.inference_state_device
-                )
+            for kind, item_class, device in (
+                ("prompts", Prompt, session.inference_device),
+                ("memories", FrameMemory, session.inference_state_device),
+            ):
                 for frame, flags in record[kind].items():
-                    found = {
-                        name: tensors.get(f"{index}.{kind}.{frame}.{name}")
-                        for name in TENSORS[item_class]
-                    }
-                    found = {
-                        name: None if tensor is None else tensor.to(device)
-                        for name, tensor in found.items()
-                    }
-                    getattr(tracked, kind)[int(frame)] = item_class(**found, **flags)
+                    fields = dict.fromkeys(TENSORS[kind])
+                    for name in fields:
+                        tensor = tensors.get(f"{index}.{kind}.{frame}.{name}")
+                        fields[name] = None if tensor is None else tensor.to(device)
+                    getattr(tracked, kind)[int(frame)] = item_class(**fields, **flags)
             session.objects[record["id"]] = tracked
         return session
+
+
+def check_state(state: dict, path: str | os.PathLike, video: Tensor | Sequence | None) -> None:
+    """Raise for a file that holds no session, or none of the video that is given."""
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} holds no session of format {FORMAT}, which this version reads, but "
+            f"{state.get('format', 'something else')}."
+        )
+    if state["is_streaming"] != (video is None):
+        given = "a stream: give no video" if state["is_streaming"] else "a video: give it again"
+        raise ValueError(f"{path} is a session of {given}.")
+    if video is not None and len(video) != state["num_frames"]:
+        raise ValueError(
+            f"The video has {len(video)} frames; the session was saved with {state['num_frames']}."
+        )
 
 
 def keep_newest(entries: dict[int, object], count: int) -> None:
