@@ -134,7 +134,8 @@ class DavisWriter(TrackWriter):
 
     def write(self, result: FrameOfTracks, image: Any = None) -> None:
         masks, scores = to_array(result.masks).astype(bool), to_array(result.scores)
-        labels = np.zeros(masks.shape[1:], dtype=np.uint8)
+        height, width = masks.shape[1:]
+        labels = np.zeros((height, width), dtype=np.uint8)
         for object_id in result.object_ids:
             self.numbers.setdefault(int(object_id), len(self.numbers) + 1)
         if len(self.numbers) > DAVIS_IDS:
@@ -144,7 +145,7 @@ class DavisWriter(TrackWriter):
             )
         for row in np.argsort(scores, kind="stable"):
             labels[masks[row]] = self.numbers[int(result.object_ids[row])]
-        picture = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+        picture = Image.frombytes("P", (width, height), labels.tobytes())
         picture.putpalette(davis_palette())
         picture.save(self.folder / f"{result.frame_index:05d}.png")
 

@@ -185,12 +185,13 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
         in all others.
         """
         detector = self.detector_model
-        if prompt.text_embeds is None:
+        tokens = prompt.text_embeds
+        if tokens is None:
             features = detector.get_text_features(
                 prompt.input_ids, prompt.attention_mask, return_dict=True
             )
-            prompt.text_embeds = features.pooler_output
-        tokens, valid = prompt.text_embeds, prompt.attention_mask.bool()
+            tokens = prompt.text_embeds = features.pooler_output
+        valid = prompt.attention_mask.bool()
         if prompt.boxes is None:
             if not detector.config.always_encode_geometry:
                 return tokens, valid

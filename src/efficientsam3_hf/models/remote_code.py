@@ -10,7 +10,6 @@ import torchvision  # noqa: F401
 from transformers.models.auto import AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING
 
-from .concept_session import EfficientSam3ConceptSession
 from .configuration_efficientsam3 import (
     EfficientSam3BackboneConfig,
     EfficientSam3Config,
@@ -31,12 +30,10 @@ from .processing_efficientsam3 import EfficientSam3Processor
 from .processing_efficientsam3_tracker import EfficientSam3TrackerProcessor
 from .processing_efficientsam3_tracker_video import EfficientSam3TrackerVideoProcessor
 from .processing_efficientsam3_video import EfficientSam3VideoProcessor
-from .video_session import EfficientSam3VideoSession
 
 __all__ = [
     "EfficientSam3Backbone",
     "EfficientSam3BackboneConfig",
-    "EfficientSam3ConceptSession",
     "EfficientSam3Config",
     "EfficientSam3ImageProcessor",
     "EfficientSam3Model",
@@ -52,7 +49,6 @@ __all__ = [
     "EfficientSam3VideoConfig",
     "EfficientSam3VideoModel",
     "EfficientSam3VideoProcessor",
-    "EfficientSam3VideoSession",
     "EfficientSam3VisionConfig",
     "EfficientSam3VisionModel",
 ]
