@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
             features = detector.get_text_features(
                 prompt.input_ids, prompt.attention_mask, return_dict=True
             )
-            tokens = prompt.text_embeds = features.pooler_output
+            tokens = prompt.text_embeds = cast(Tensor, features.pooler_output)
         valid = prompt.attention_mask.bool()
         if prompt.boxes is None:
             if not detector.config.always_encode_geometry:
