@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import TINY_CLIP, TINY_VIT, tiny_model, tiny_tracker, tiny_vision
+from tiny import (
+    TINY_CLIP,
+    TINY_VIT,
+    tiny_model,
+    tiny_tracker,
+    tiny_tracker_video,
+    tiny_vision,
+)
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -28,6 +35,10 @@ PIXELS = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(2))
 IDS = torch.tensor([[49406, 320, 1615, 49407, *[0] * 12]])
 CONCEPT = {"pixel_values": PIXELS, "input_ids": IDS}
 TRACKER = {"pixel_values": PIXELS, "input_boxes": torch.tensor([[[10.0, 20.0, 80.0, 90.0]]])}
+CLIP = {
+    "pixel_values": torch.stack([PIXELS, PIXELS.flip(-1)], 1),
+    "input_boxes": TRACKER["input_boxes"],
+}
 IMAGE = (torch.arange(3 * 40 * 60) % 251).reshape(3, 40, 60).to(torch.uint8)
 
 
@@ -38,6 +49,7 @@ def inputs(tmp_path_factory) -> dict[str, str]:
     kinds = {
         "concept": CONCEPT,
         "tracker": TRACKER,
+        "clip": CLIP,
         "pixels": {"pixel_values": PIXELS},
         "ids": {"input_ids": IDS},
         "lateral": {**CONCEPT, "pixel_values": torch.nn.functional.pad(PIXELS, (8, 8, 8, 8))},
@@ -76,6 +88,7 @@ PARTS = {
     "concept with SAM 3's encoders": lambda: tiny_model(TINY_VIT, TINY_CLIP),
     "lateral": lambda: tiny_model(tiny_vision("lateral")),
     "tracker": lambda: tiny_tracker(),
+    "clip of the tracker in video": lambda: tiny_tracker_video("perceiver"),
     "vision": lambda: tiny_model().vision_encoder,
     "backbone": lambda: tiny_model().vision_encoder.backbone,
     "text": lambda: tiny_model().text_encoder,
