@@ -1,8 +1,8 @@
 """Follow every instance of a concept through a video.
 
-    python examples/track_concepts.py street.mp4 --model FOLDER --text "a red car" --text "a bicycle"
+    python examples/track_concepts.py street.mp4 --model FOLDER --text "a red car" --text bicycle
     python examples/track_concepts.py frames/ --model FOLDER --text person --output people.mp4
-    python examples/track_concepts.py street.mp4 --model FOLDER --box 30 40 200 180 --rle tracks.json
+    python examples/track_concepts.py street.mp4 --model FOLDER --box 30 40 200 180 --rle out.json
 
 FOLDER is a checkpoint with a tracker in it, as `from_pretrained` reads it, or a name on the Hub.
 Frames are decoded, tracked and written one at a time: memory does not grow with the video.
@@ -39,6 +39,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", type=int, default=0, help="first frame")
     parser.add_argument("--stop", type=int, help="frame to stop before")
     parser.add_argument("--step", type=int, default=1, help="take every n-th frame")
+    parser.add_argument("--threshold", type=float, help="lowest score of a detection")
+    parser.add_argument("--new-threshold", type=float, help="lowest score that begins an object")
     parser.add_argument("--detect-every", type=int, help="look for new objects in every n-th frame")
     parser.add_argument("--delay", type=int, help="frames by which results come late (0: at once)")
     parser.add_argument(
@@ -72,7 +74,11 @@ def open_writers(stack: ExitStack, video: Video, options: argparse.Namespace) ->
 
 def track(video: Video, options: argparse.Namespace) -> dict[str, set[int]]:
     """Write what is found, frame by frame; gives the objects of each phrase."""
-    settings = {"detect_every_nth_frame": options.detect_every}
+    settings = {
+        "detect_every_nth_frame": options.detect_every,
+        "score_threshold_detection": options.threshold,
+        "new_det_thresh": options.new_threshold,
+    }
     model = EfficientSam3VideoModel.from_pretrained(
         options.model, **{name: value for name, value in settings.items() if value is not None}
     )
