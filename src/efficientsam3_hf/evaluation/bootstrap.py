@@ -1,7 +1,7 @@
 """How far a number could be off, had the test set been drawn anew; and which changes are more.
 
-    intervals(partial(concept.summarize, units), len(units["found"]))
-    differences(partial(summarize, before), partial(summarize, after), count)
+intervals(partial(concept.summarize, units), len(units["found"]))
+differences(partial(summarize, before), partial(summarize, after), count)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

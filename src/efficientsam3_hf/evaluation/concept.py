@@ -93,9 +93,9 @@ def best_annotator(records: Sequence[Record]) -> Record:
     records = [record for record in records if record["is_counted"]] or records
     best = records[0]
     for record in records[1:]:
-        if not (record["has_truth"] or record["has_prediction"]):
-            best = record
-        elif (best["has_truth"] or best["has_prediction"]) and _mean_f1(record) > _mean_f1(best):
+        is_empty = not (record["has_truth"] or record["has_prediction"])
+        best_is_empty = not (best["has_truth"] or best["has_prediction"])
+        if is_empty or (not best_is_empty and _mean_f1(record) > _mean_f1(best)):
             best = record
     return best
 

@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 
 try:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    import pycocotools.coco
+    import pycocotools.cocoeval
 except ImportError as error:
     raise ImportError(
         "Average precision needs pycocotools: pip install 'efficientsam3-hf[eval]'."
     ) from error
+
+# Its stubs want file names only, and entries without what the evaluator adds to them.
+COCO: Any = pycocotools.coco.COCO
+COCOeval: Any = pycocotools.cocoeval.COCOeval
 
 AREAS = ("all", "small", "medium", "large")
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -113,9 +117,7 @@ def summarize(detections: Detections, weights: np.ndarray | None = None) -> dict
         raise ValueError(f"{len(weights)} weights for {len(detections.image_ids)} images.")
     weights = np.asarray(weights, dtype=np.float64)
     most = detections.most[-1]
-    curves = {
-        key: _curve(matches, weights, most) for key, matches in detections.matches.items()
-    }
+    curves = {key: _curve(matches, weights, most) for key, matches in detections.matches.items()}
     precision = {key: curve[0] for key, curve in curves.items()}
     summary = {
         "AP": _mean(precision, "all"),
@@ -142,7 +144,7 @@ def _score(
     truth: Mapping[str, Any],
     predictions: Sequence[Mapping[str, Any]],
     kind: str,
-    evaluator: type[COCOeval],
+    evaluator: type,
     most: tuple[int, ...],
 ) -> Detections:
     if kind not in ("segm", "bbox"):
@@ -175,7 +177,7 @@ def _score(
     return Detections(image_ids, matches, {}, most)
 
 
-def _check_images(predictions: Sequence[Mapping[str, Any]], reference: COCO) -> None:
+def _check_images(predictions: Sequence[Mapping[str, Any]], reference: Any) -> None:
     unknown = {prediction["image_id"] for prediction in predictions} - set(reference.getImgIds())
     if unknown:
         raise ValueError(

@@ -5,6 +5,7 @@ not how well it segments.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -84,5 +85,5 @@ def summarize(units: Units, weights: np.ndarray | None = None) -> dict[str, floa
     return summary
 
 
-def _ratio(top: float, bottom: float) -> float:
+def _ratio(top: Any, bottom: Any) -> float:
     return float(top / bottom) if bottom else float("nan")

@@ -94,8 +94,8 @@ def next_click(predicted: Mask | None, truth: Mask) -> Click | None:
     one. None where nothing is wrong.
     """
     truth = to_array(truth)
-    predicted = np.zeros_like(truth) if predicted is None else to_array(predicted)
-    missed, added = _depth(truth & ~predicted), _depth(predicted & ~truth)
+    shown = np.zeros_like(truth) if predicted is None else to_array(predicted)
+    missed, added = _depth(truth & ~shown), _depth(shown & ~truth)
     is_positive = bool(missed.max() > added.max())
     depth = missed if is_positive else added
     if depth.max() == 0:
@@ -133,4 +133,4 @@ def best_mask(masks: Sequence[Mask], truth: Mask) -> int:
 
 def _depth(region: np.ndarray) -> np.ndarray:
     """Distance of each pixel of a region to the nearest one outside; beyond the edge is outside."""
-    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    return np.asarray(distance_transform_edt(np.pad(region, 1)))[1:-1, 1:-1]

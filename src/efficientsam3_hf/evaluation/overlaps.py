@@ -1,16 +1,19 @@
 """Overlap of masks, boxes and masklets, by pycocotools: `pip install "efficientsam3-hf[eval]"`."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 try:
-    from pycocotools import mask as coco_mask
+    import pycocotools.mask
 except ImportError as error:
     raise ImportError(
         "Scoring masks needs pycocotools: pip install 'efficientsam3-hf[eval]'."
     ) from error
+
+coco_mask: Any = pycocotools.mask  # its stubs know neither lists of encodings nor float64
 
 # What a mask may be: a boolean array (height, width), a run-length encoding of COCO, compressed or
 # not, or a list of polygons.
@@ -38,9 +41,12 @@ def to_rle(mask: Mask, size: tuple[int, int] | None = None) -> dict:
 
 def to_array(mask: Mask, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask as a boolean array (height, width); `size` as in `to_rle`."""
-    if isinstance(mask, (dict, list)):
+    if not isinstance(mask, (dict, list)):
+        return np.asarray(mask) > 0
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 has an `__array__` of before numpy 2.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         return coco_mask.decode(to_rle(mask, size)).astype(bool)
-    return np.asarray(mask) > 0
 
 
 def area(mask: Mask) -> int:

@@ -1,13 +1,13 @@
 """Time of each stage with warm-up and percentiles, peaks of memory, parameters, operations.
 
-    watch = Stopwatch(device="cuda", warm_up=10)
-    for path in paths:
-        with watch.stage("decode"):
-            image = read(path)
-        with watch.stage("model"):
-            masks = segment(image)
-        watch.lap()
-    print(watch.summary())
+watch = Stopwatch(device="cuda", warm_up=10)
+for path in paths:
+    with watch.stage("decode"):
+        image = read(path)
+    with watch.stage("model"):
+        masks = segment(image)
+    watch.lap()
+print(watch.summary())
 """
 
 from collections.abc import Callable, Iterator
@@ -89,7 +89,9 @@ def summarize(units: Units, weights: np.ndarray | None = None) -> dict[str, floa
     for stage, seconds in units.items():
         milliseconds = 1000 * np.repeat(seconds, times)
         summary[f"{stage}/mean"] = float(milliseconds.mean())
-        for percent, value in zip(PERCENTILES, np.percentile(milliseconds, PERCENTILES), strict=True):
+        for percent, value in zip(
+            PERCENTILES, np.percentile(milliseconds, PERCENTILES), strict=True
+        ):
             summary[f"{stage}/p{percent}"] = float(value)
     return summary | {"rate": 1000 / summary[f"{TOTAL}/mean"]}
 

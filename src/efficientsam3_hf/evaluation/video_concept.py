@@ -83,7 +83,9 @@ def count_tracks(
 
     # How well two tracks fit over the whole video decides which masks are matched in each frame.
     rivals = overlaps.sum(axis=0, keepdims=True) + overlaps.sum(axis=1, keepdims=True) - overlaps
-    fit = np.divide(overlaps, rivals, out=np.zeros_like(overlaps), where=rivals > EPSILON).sum(axis=2)
+    fit = np.divide(overlaps, rivals, out=np.zeros_like(overlaps), where=rivals > EPSILON).sum(
+        axis=2
+    )
     lengths, true_lengths = seen.sum(axis=1)[:, None], truly_seen.sum(axis=1)
     alignment = fit / np.maximum(lengths + true_lengths - fit, 1e-10)
 
@@ -91,7 +93,7 @@ def count_tracks(
     total_overlap = np.zeros(len(LOCALIZATIONS))
     for frame in range(areas.shape[1]):
         here, truly_here = np.nonzero(seen[:, frame])[0], np.nonzero(truly_seen[:, frame])[0]
-        overlap = overlaps[np.ix_(here, truly_here, [frame])][..., 0]
+        overlap = overlaps[..., frame][np.ix_(here, truly_here)]
         merit = alignment[np.ix_(here, truly_here)] * overlap
         columns, rows = linear_sum_assignment(-merit.T)  # ties as in TrackEval: truth comes first
         pairs = overlap[rows, columns]

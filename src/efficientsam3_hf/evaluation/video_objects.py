@@ -64,9 +64,7 @@ def region_similarity(predicted: Mask, truth: Mask) -> float:
     return int((predicted & truth).sum()) / union if union else 1.0
 
 
-def outline_accuracy(
-    predicted: Mask, truth: Mask, tolerance: float = OUTLINE_TOLERANCE
-) -> float:
+def outline_accuracy(predicted: Mask, truth: Mask, tolerance: float = OUTLINE_TOLERANCE) -> float:
     """F of one frame: outlines within reach of each other; 1 where neither has one.
 
     Args:
@@ -103,7 +101,9 @@ def score_object(
     if len(predicted) != len(truth):
         raise ValueError(f"{len(predicted)} predicted frames for {len(truth)} annotated ones.")
     size = next((to_array(m).shape for m in [*truth, *predicted] if m is not None), (1, 1))
-    pairs = [(_or_empty(p, size), _or_empty(t, size)) for p, t in zip(predicted, truth, strict=True)]
+    pairs = [
+        (_or_empty(p, size), _or_empty(t, size)) for p, t in zip(predicted, truth, strict=True)
+    ]
     if rule.from_first_appearance:
         first = next((index for index, (_, t) in enumerate(pairs) if t.any()), len(pairs))
         pairs = pairs[first:]
