@@ -124,8 +124,10 @@ def test_rounds_add_clicks_until_nothing_is_wrong():
     assert [len(clicks) for clicks in seen] == [1, 2, 3]
     first, second, third = seen[-1]
     assert first.is_positive
-    assert second.is_positive and second.x in (5, 6)
-    assert not third.is_positive and third.x == 7
+    assert second.is_positive
+    assert second.x in (5, 6)
+    assert not third.is_positive
+    assert third.x == 7
     summary = summarize(stack([{"iou": ious}]))
     assert summary["mIoU@1"] == pytest.approx(24 / 36)
     assert summary["mIoU@5"] == 1

@@ -128,7 +128,7 @@ def as_trackeval(predicted: list, scores: list, truth: list) -> dict:
         data["gt_ids"].append(np.array(gs, dtype=int))
         data["tracker_ids"].append(np.array(ps, dtype=int))
         data["similarity_scores"].append(np.array(values, dtype=float).reshape(len(gs), len(ps)))
-    for name, key, masklets in (("gt", "gt_ids", truth), ("tracker", "tracker_ids", tracks)):
+    for name, key in (("gt", "gt_ids"), ("tracker", "tracker_ids")):
         ids = np.unique(np.concatenate([*data[key], np.zeros(0, dtype=int)]))
         data[f"num_{name}_dets"] = sum(map(len, data[key]))
         data[f"num_{name}_ids"] = len(ids)
