@@ -95,13 +95,10 @@ def next_click(predicted: Mask | None, truth: Mask) -> Click | None:
     """
     truth = to_array(truth)
     shown = np.zeros_like(truth) if predicted is None else to_array(predicted)
-    missed, added = _depth(truth & ~shown), _depth(shown & ~truth)
-    is_positive = bool(missed.max() > added.max())
-    depth = missed if is_positive else added
-    if depth.max() == 0:
-        return None
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return Click(int(x), int(y), is_positive)
+    missed, added = _deepest(truth & ~shown), _deepest(shown & ~truth)
+    is_positive = missed[0] > added[0]
+    depth, x, y = missed if is_positive else added
+    return Click(x, y, is_positive) if depth else None
 
 
 def click_rounds(
@@ -131,6 +128,13 @@ def best_mask(masks: Sequence[Mask], truth: Mask) -> int:
     return int(np.argmax([mask_iou(mask, truth) for mask in masks]))
 
 
-def _depth(region: np.ndarray) -> np.ndarray:
-    """Distance of each pixel of a region to the nearest one outside; beyond the edge is outside."""
-    return np.asarray(distance_transform_edt(np.pad(region, 1)))[1:-1, 1:-1]
+def _deepest(region: np.ndarray) -> tuple[float, int, int]:
+    """Depth, column and row of the pixel farthest from all outside, beyond the edge included."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if not len(rows):
+        return 0.0, 0, 0
+    top, left = int(rows[0]), int(columns[0])
+    box = region[top : rows[-1] + 1, left : columns[-1] + 1]  # outside of it all is outside
+    depths = np.asarray(distance_transform_edt(np.pad(box, 1)))[1:-1, 1:-1]
+    row, column = divmod(int(depths.argmax()), box.shape[1])
+    return float(depths[row, column]), left + column, top + row

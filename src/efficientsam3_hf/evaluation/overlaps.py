@@ -42,7 +42,8 @@ def to_rle(mask: Mask, size: tuple[int, int] | None = None) -> dict:
 def to_array(mask: Mask, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask as a boolean array (height, width); `size` as in `to_rle`."""
     if not isinstance(mask, (dict, list)):
-        return np.asarray(mask) > 0
+        array = np.asarray(mask)
+        return array if array.dtype == bool else array > 0
     with warnings.catch_warnings():
         # pycocotools 2.0.11 has an `__array__` of before numpy 2.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)

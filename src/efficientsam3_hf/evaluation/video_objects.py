@@ -72,7 +72,7 @@ def outline_accuracy(predicted: Mask, truth: Mask, tolerance: float = OUTLINE_TO
     """
     predicted, truth = _same_size(predicted, truth)
     reach = tolerance if tolerance >= 1 else ceil(tolerance * hypot(*truth.shape))
-    first, second = np.argwhere(outline(predicted)), np.argwhere(outline(truth))
+    first, second = (_positions(outline(mask)) for mask in (predicted, truth))
     if not len(first) or not len(second):
         return float(len(first) == len(second))
     precision = _share_within(first, second, reach)
@@ -181,6 +181,11 @@ def _same_size(predicted: Mask, truth: Mask) -> tuple[np.ndarray, np.ndarray]:
 
 def _or_empty(mask: Mask | None, size: tuple[int, ...]) -> np.ndarray:
     return np.zeros(size, dtype=bool) if mask is None else to_array(mask)
+
+
+def _positions(edges: np.ndarray) -> np.ndarray:
+    rows, columns = np.divmod(np.flatnonzero(edges), edges.shape[1])  # argwhere takes ten times it
+    return np.stack([rows, columns], axis=1)
 
 
 def _share_within(points: np.ndarray, others: np.ndarray, reach: float) -> float:
