@@ -192,7 +192,7 @@ def test_masklets_are_those_of_transformers(
                 of_stock.obj_id_to_score[obj_id], abs=1e-5
             )
     assert len(session.obj_ids) > 1
-    assert bool(removed) == (new_threshold < 0.5)
+    assert removed  # some begin and some turn out to be none
 
 
 def test_post_processing_is_that_of_transformers(stock, ours, video_processor, monkeypatch):
