@@ -325,13 +325,24 @@ def test_a_killed_stream_goes_on_from_its_saved_session(delay: int, video_proces
     session = video_processor.init_video_session()
     stream = model.stream(iter(frames), text=PHRASES, session=session, **options)
     before = [as_plain(next(stream)) for _ in range(6)]
-    session.save(tmp_path)
+    session.save(tmp_path / "session.safetensors")
     del session, stream
-    session = EfficientSam3ConceptSession.load(tmp_path)
+    session = EfficientSam3ConceptSession.load(tmp_path / "session.safetensors")
     rest = frames[session.num_frames :]
     after = list(map(as_plain, model.stream(rest, session=session, **options)))
 
     assert before + after == expected
+
+
+def test_a_session_of_another_kind_is_refused(video_processor, tmp_path):
+    session = video_processor.init_video_session()
+    session.tracker.save(tmp_path / "objects")
+    session.save(tmp_path / "concepts")
+
+    with pytest.raises(ValueError, match="is a session of objects"):
+        EfficientSam3ConceptSession.load(tmp_path / "objects")
+    with pytest.raises(ValueError, match="a stream: give no video"):
+        EfficientSam3ConceptSession.load(tmp_path / "concepts", pictures(2))
 
 
 def test_objects_are_looked_for_in_every_nth_frame_only(video_processor, monkeypatch):
