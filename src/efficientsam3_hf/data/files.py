@@ -24,9 +24,17 @@ def join(folder: str | os.PathLike, *names: str) -> str:
     return str(Path(folder, *names))
 
 
+def open_file(path: str) -> Any:
+    """A file to read bytes from."""
+    if is_remote(path):
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return filesystem.open(inner, "rb")
+    return open(path, "rb")
+
+
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """A file, or `size` bytes of it from `offset` on."""
-    with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
+    with open_file(path) as file:
         if offset:
             file.seek(offset)
         data = file.read() if size is None else file.read(size)
@@ -113,3 +121,17 @@ def read_labels(path: str) -> np.ndarray:
         if picture.mode not in ("P", "L", "1", "I;16", "I"):
             raise ValueError(f"{path} has mode {picture.mode}; object numbers need a palette.")
         return np.array(picture)
+
+
+def write_image(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Save a picture, as JPEG of quality 95 or whatever else its name says."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Save JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

@@ -133,7 +133,8 @@ class ClipSample:
         queries: Phrases with their masklets.
         video: Where frames come from, as they are asked for; None if they were left.
         frame_indices: Frames of this cut; None stands for the whole video.
-        frames: Their pixels (height, width, 3), once `cut` has read them.
+        frames: Their pixels (height, width, 3).
+        frame_names: Of all frames of the video, without ending, where they are files.
         fps: Frames a second, where it is known.
         ignored: Void pixels of a frame, that count for nothing.
     """
@@ -147,6 +148,7 @@ class ClipSample:
     video: Video | None = None
     frame_indices: list[int] | None = None
     frames: list[np.ndarray] | None = None
+    frame_names: list[str] | None = None
     fps: float | None = None
     ignored: dict[int, Rle] = field(default_factory=dict)
 

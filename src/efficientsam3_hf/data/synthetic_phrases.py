@@ -74,8 +74,8 @@ def choose_positives(
     """Different meanings, each of which names a thing."""
     meanings: list[Meaning] = []
     for _ in range(8 * count if things else 0):
-        form = FORMS[generator.integers(len(FORMS))]
-        thing = things[generator.integers(len(things))]
+        form = FORMS[int(generator.integers(len(FORMS)))]
+        thing = things[int(generator.integers(len(things)))]
         meaning = tuple((attribute, getattr(thing, attribute)) for attribute in form)
         if meaning not in meanings and ("size", "medium") not in meaning:
             meanings.append(meaning)
@@ -90,10 +90,10 @@ def choose_negatives(
     """Different meanings that name nothing; the hard ones differ in one word from a thing."""
     meanings: list[Meaning] = []
     for _ in range(16 * count):
-        form = FORMS[generator.integers(len(FORMS))]
+        form = FORMS[int(generator.integers(len(FORMS)))]
         values = {name: WORDS[name][int(generator.integers(len(WORDS[name])))] for name in form}
         if things and generator.random() < hard:
-            thing = things[generator.integers(len(things))]
+            thing = things[int(generator.integers(len(things)))]
             kept = generator.integers(len(form))  # the one attribute that stays as drawn
             for position, name in enumerate(form):
                 if position != kept:
