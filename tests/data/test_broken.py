@@ -61,7 +61,7 @@ def test_all_are_listed_at_the_end_and_the_file_goes(package_log, caplog):
     gc.collect()
 
     (record,) = caplog.records
-    assert record.message.startswith("2 records were skipped")
+    assert record.message.startswith("Skipped records, since they cannot be used (2):")
     assert "a: ValueError: bad\n  b: OSError: worse" in record.message
     assert not path.exists()
 

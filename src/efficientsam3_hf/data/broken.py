@@ -50,7 +50,7 @@ class BrokenRecords:
 
     def add(self, record_id: str, error: BaseException) -> None:
         """Note a record that cannot be used, or raise."""
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
         if self.on_error == "raise":
             raise ValueError(
                 f"Record {record_id} cannot be used: {reason}. Mend or remove it, or pass "
@@ -82,7 +82,7 @@ def log_list(listed: dict[str, str]) -> None:
     """One warning that names them all."""
     if listed:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in listed.items())
-        logger.warning(f"{len(listed)} records were skipped, since they cannot be used:\n{lines}")
+        logger.warning(f"Skipped records, since they cannot be used ({len(listed)}):\n{lines}")
 
 
 def finish(path: Path, owner: int) -> None:
