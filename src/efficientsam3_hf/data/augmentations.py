@@ -5,7 +5,6 @@ done to a sample depends on seed, epoch and its name, and on nothing else.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -208,13 +207,9 @@ def change_rles(rles: dict[int, Rle], window: Window) -> dict[int, Rle]:
 
 
 def change_rle(rle: Rle, window: Window) -> Rle:
-    """A moved mask."""
-
-    def resize(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return mask.resize(size, Image.Resampling.NEAREST)
-
-    grey = decode_rle(rle).astype(np.uint8)
-    return to_rle(move(grey, window, resize, fill=0).astype(bool), window.size)
+    """A moved mask: where at least half of what becomes a pixel was inside."""
+    grey = decode_rle(rle).astype(np.uint8) * 255
+    return to_rle(move(grey, window, fill=0) >= 128, window.size)
 
 
 def change_pixels(pixels: np.ndarray, change: Change, window: Window) -> np.ndarray:
@@ -228,24 +223,15 @@ def change_pixels(pixels: np.ndarray, change: Change, window: Window) -> np.ndar
         if factor != 1:
             picture = enhancer(picture).enhance(factor)
     coloured = np.asarray(picture)
-
-    def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return picture.resize(size, Image.Resampling.BILINEAR)
-
-    fill = coloured.mean((0, 1)).round().astype(np.uint8)
-    return move(coloured, window, resize, fill)
+    return move(coloured, window, coloured.mean((0, 1)).round().astype(np.uint8))
 
 
-def move(
-    pixels: np.ndarray,
-    window: Window,
-    resize: Callable[[Image.Image, tuple[int, int]], Image.Image],
-    fill: int | np.ndarray,
-) -> np.ndarray:
+def move(pixels: np.ndarray, window: Window, fill: int | np.ndarray) -> np.ndarray:
     """Pixels scaled, laid on the canvas and flipped."""
     scaled = pixels
     if window.scaled != window.size:
-        scaled = np.asarray(resize(Image.fromarray(pixels), (window.scaled[1], window.scaled[0])))
+        size = (window.scaled[1], window.scaled[0])
+        scaled = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     (height, width), (x, y) = window.size, window.corner
     canvas = np.empty((height, width, *pixels.shape[2:]), dtype=np.uint8)
     canvas[:] = fill
