@@ -9,6 +9,7 @@ import pytest
 from efficientsam3_hf.data.augmentations import (
     Augmentations,
     Change,
+    ChooseQueries,
     change_clip,
     change_image,
     window_of,
@@ -180,7 +181,7 @@ def test_the_collator_augments_before_the_processor(processor):
     sample = Scenes(1, side=64)[0]
 
     plain = ImageCollator(processor)([sample])
-    changed = ImageCollator(processor, augment=Augmentations(seed=1))([sample])
+    changed = ImageCollator(processor, augment=[Augmentations(seed=1)])([sample])
 
     assert plain["pixel_values"].shape == changed["pixel_values"].shape
     assert not plain["pixel_values"].equal(changed["pixel_values"])
@@ -197,3 +198,22 @@ def test_a_whole_video_must_be_cut_first():
 
     with pytest.raises(ValueError, match="take a cut"):
         Augmentations()(clip)
+
+
+def test_some_queries_are_kept_and_others_in_another_epoch(marked):
+    named, instances = [f"thing {number}" for number in range(9)], marked.queries[0].instances
+    queries = [Query(name, instances if number < 5 else []) for number, name in enumerate(named)]
+    sample = replace(marked, queries=[*queries, Query("unknown", None)])
+    choose = ChooseQueries(positives=2, negatives=3)
+
+    chosen = []
+    for epoch in range(12):
+        choose.set_epoch(epoch)
+        kept = choose(sample).queries
+        assert [query.is_negative for query in kept] == [False] * 2 + [True] * 3
+        chosen.append([query.phrase for query in kept])
+
+    assert {phrase for phrases in chosen for phrase in phrases} == set(named)
+    assert [query.phrase for query in choose(sample).queries] == chosen[-1]
+    with pytest.raises(ValueError, match="no queries"):
+        ChooseQueries(0, 0)

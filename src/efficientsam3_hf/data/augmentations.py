@@ -83,9 +83,7 @@ class Augmentations:
 
     def choose(self, sample: ImageSample | ClipSample) -> Change:
         """What to do to a sample in this epoch."""
-        name = f"{self.seed}/{int(self.epoch)}/{sample.source}/{sample.source_id}"
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        numbers = np.random.default_rng(int.from_bytes(digest, "big")).random(7)
+        numbers = generator_for(sample, self.seed, int(self.epoch)).random(7)
         words = {word for query in sample.queries for word in (query.phrase or "").split()}
         low, high = np.log(self.scale[0]), np.log(self.scale[1])
         factors = 1 + self.colour * (2 * numbers[4:] - 1)
@@ -97,6 +95,49 @@ class Augmentations:
             contrast=float(factors[1]),
             saturation=float(factors[2]),
         )
+
+
+class ChooseQueries:
+    """Keeps some of the queries of each image, others in each epoch, for `ImageCollator`.
+
+    Args:
+        positives: Most that name something.
+        negatives: Most that name nothing; others, that nobody annotated, are left out.
+        seed: Another one makes other choices.
+    """
+
+    def __init__(self, positives: int = 2, negatives: int = 2, seed: int = 0):
+        if positives < 0 or negatives < 0 or positives + negatives == 0:
+            raise ValueError(f"{positives} positives and {negatives} negatives are no queries.")
+        self.positives, self.negatives, self.seed = positives, negatives, seed
+        self.epoch = shared_number()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the queries of this epoch."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, sample: ImageSample) -> ImageSample:
+        generator = generator_for(sample, self.seed, int(self.epoch))
+        kept = []
+        for count, kind in (
+            (
+                self.positives,
+                [index for index, each in enumerate(sample.queries) if each.instances],
+            ),
+            (
+                self.negatives,
+                [index for index, each in enumerate(sample.queries) if each.is_negative],
+            ),
+        ):
+            kept += generator.permutation(kind)[:count].tolist()
+        return replace(sample, queries=[sample.queries[int(index)] for index in sorted(kept)])
+
+
+def generator_for(sample: ImageSample | ClipSample, seed: int, epoch: int) -> np.random.Generator:
+    """Random numbers of a sample in an epoch."""
+    name = f"{seed}/{epoch}/{sample.source}/{sample.source_id}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class ImageCollator:
     Args:
         processor: Takes `images` and `text` as `EfficientSam3Processor` does.
         mask_size: (height, width) of the masks in `labels`; None keeps each image's own.
-        augment: Called with each sample, before all else, such as an `Augmentations`.
+        augment: Called with each sample, one after another, before all else, such as
+            `[ChooseQueries(), Augmentations()]`.
         most_instances: Those beyond are left out, the smallest first, and `is_exhaustive` is then
             false.
     """
@@ -35,7 +36,7 @@ class ImageCollator:
         self,
         processor: Callable[..., Any],
         mask_size: tuple[int, int] | None = (288, 288),
-        augment: Callable[[ImageSample], ImageSample] | None = None,
+        augment: Sequence[Callable[[ImageSample], ImageSample]] = (),
         most_instances: int | None = None,
     ):
         self.processor, self.mask_size = processor, mask_size
@@ -43,8 +44,8 @@ class ImageCollator:
 
     def __call__(self, samples: Sequence[ImageSample | None]) -> dict[str, Any]:
         usable = usable_samples(samples)
-        if self.augment is not None:
-            usable = [self.augment(sample) for sample in usable]
+        for change in self.augment:
+            usable = [change(sample) for sample in usable]
         images = [pixels_of(sample) for sample in usable]
         phrases = [[query.phrase for query in sample.queries] for sample in usable]
         labels = [
@@ -98,21 +99,22 @@ class ClipCollator:
     Args:
         image_processor: Takes a list of frames.
         mask_size: (height, width) of the masks in `labels`; None keeps each clip's own.
-        augment: Called with each sample, before all else, such as an `Augmentations`.
+        augment: Called with each sample, one after another, before all else, such as
+            `[Augmentations()]`.
     """
 
     def __init__(
         self,
         image_processor: Callable[..., Any],
         mask_size: tuple[int, int] | None = (288, 288),
-        augment: Callable[[ClipSample], ClipSample] | None = None,
+        augment: Sequence[Callable[[ClipSample], ClipSample]] = (),
     ):
         self.image_processor, self.mask_size, self.augment = image_processor, mask_size, augment
 
     def __call__(self, samples: Sequence[ClipSample | None]) -> dict[str, Any]:
         usable = usable_samples(samples)
-        if self.augment is not None:
-            usable = [self.augment(sample) for sample in usable]
+        for change in self.augment:
+            usable = [change(sample) for sample in usable]
         frames = []
         for sample in usable:
             if sample.frames is None:
