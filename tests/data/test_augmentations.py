@@ -63,6 +63,13 @@ def test_doing_nothing_changes_nothing(marked):
     assert changed.queries == marked.queries
 
 
+def test_a_flip_puts_a_point_on_the_same_pixel(marked):
+    (instance,) = change_image(marked, Change(flip=True)).queries[0].instances
+
+    assert instance.points == [(59.0, 35.0)]  # of 100 columns, numbered from 0
+    assert instance.box_xyxy == (40, 20, 90, 45)
+
+
 def test_two_flips_are_none(marked):
     twice = change_image(change_image(marked, Change(flip=True)), Change(flip=True))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam3_hf.data.collators import ClipCollator, ImageCollator
+from efficientsam3_hf.data.collators import ClipCollator, ImageCollator, stack_masks
 from efficientsam3_hf.data.masks_rle import to_rle
 from efficientsam3_hf.data.samples import ImageSample, Instance, Query
 from efficientsam3_hf.data.synthetic import Clips, Scenes
@@ -48,6 +48,17 @@ def test_a_label_says_where_things_are(processor, sample):
     assert label["points"].shape == (2, 2)
     x, y = (label["points"][0] * torch.tensor([80, 40])).tolist()
     assert sample.queries[0].instances[0].mask[int(y), int(x)]
+
+
+def test_a_pixel_of_a_smaller_mask_is_inside_if_half_of_it_is():
+    mask = np.zeros((2, 8), dtype=bool)
+    mask[0, 0] = True  # a quarter of the first pixel of four
+    mask[:, 2] = True  # half of the second
+    mask[:, 4:6] = True
+
+    (row,) = stack_masks([mask], (2, 8), (1, 4))[0]
+
+    assert row.tolist() == [False, True, True, False]
 
 
 def test_the_smallest_instances_are_left_out_and_the_label_says_so(processor, sample):

@@ -110,18 +110,18 @@ def test_cuts_of_videos_have_frames_and_masks_of_their_own(tmp_path):
 
     samples = load(reader, on_error="raise")
 
-    starts = set()
-    for epoch in range(6):
+    starts = {1: set(), 2: set(), 3: set()}
+    for epoch in range(12):
         samples.set_epoch(epoch)
         for found, clip in zip(samples, clips, strict=True):
             first, second = found.frame_indices
-            starts.add(first)
+            starts[found.source_id].add(first)
             assert second == first + 2
             assert len(found.frames) == 2
             for masklet, original in zip(found.masklets, clip.masklets, strict=True):
                 expected = {f: original.rles[f] for f in (first, second) if f in original.rles}
                 assert masklet.rles == expected
-    assert starts == {0, 1, 2}
+    assert starts == {1: {0, 1, 2}, 2: {0, 1, 2}, 3: {0, 1, 2}}
     assert [c.frame_indices for c in samples] == [c.frame_indices for c in samples]
 
 

@@ -30,6 +30,7 @@ class BrokenRecords:
         if on_error not in ("skip", "raise"):
             raise ValueError(f'on_error is "skip" or "raise", not {on_error!r}.')
         self.on_error = on_error
+        self.known: set[str] = set()  # noted by this process
         if path is None:
             handle, name = tempfile.mkstemp(prefix="broken-records-", suffix=".jsonl")
             os.close(handle)
@@ -43,7 +44,7 @@ class BrokenRecords:
             self.path.touch()
 
     def __getstate__(self) -> dict:
-        return {"on_error": self.on_error, "path": self.path}
+        return {"on_error": self.on_error, "path": self.path, "known": self.known}
 
     def __len__(self) -> int:
         return len(self.listed())
@@ -56,13 +57,13 @@ class BrokenRecords:
                 f"Record {record_id} cannot be used: {reason}. Mend or remove it, or pass "
                 'on_error="skip" to go on without it.'
             ) from error
-        known = self.listed()
-        if record_id in known:
+        if record_id in self.known:
             return
+        self.known.add(record_id)
         line = json.dumps([record_id, reason]) + "\n"
         with open(self.path, "ab") as file:  # a short line is appended in one piece
             file.write(line.encode())
-        logger.warning(f"Skipped record {record_id} ({len(known) + 1} so far): {reason}.")
+        logger.warning(f"Skipped record {record_id} ({len(self.known)} so far): {reason}.")
 
     def listed(self) -> dict[str, str]:
         """Why each record was skipped."""

@@ -200,7 +200,11 @@ class SampleStream(torch_data.IterableDataset, Generic[Sample]):
                 yield sample
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in which epoch this is; what comes next after `load_state_dict` is the same."""
+        """Where in which epoch this is; what comes next after `load_state_dict` is the same.
+
+        Worker processes of a `DataLoader` have streams of their own: take the state of torchdata's
+        `StatefulDataLoader` then, which asks each of them.
+        """
         if self.resumed is not None:
             position = self.resumed
         else:
