@@ -2,17 +2,32 @@
 
 import json
 import os
+import struct
 import tempfile
 import weakref
+import zlib
 from pathlib import Path
 
+from PIL import Image
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 # What a damaged file makes the standard library, Pillow, numpy and pycocotools raise. A missing
 # package (ImportError) is none of it: no record can be read without it.
-DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, SyntaxError, EOFError)
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    SyntaxError,  # Pillow's for broken PNGs
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class BrokenRecords:
