@@ -256,10 +256,29 @@ def test_pycocotools_reads_what_is_written(tmp_path, capsys):
     coco = COCO(str(tmp_path / "annotations" / "instances_val2017.json"))
 
     assert {key: value["name"] for key, value in coco.cats.items()} == CATEGORIES
-    instances = [each for s in samples for q in s.queries for each in q.instances]
-    total = sum(int(mask_api.area(coco.annToRLE(each))) for each in coco.anns.values())
-    assert len(coco.anns) <= len(instances)
-    assert total > 0
+    instances = {each.source_id: each for s in samples for q in s.queries for each in q.instances}
+    assert set(coco.anns) == set(instances)
+    for number, annotation in coco.anns.items():
+        expected = mask_api.encode(np.asfortranarray(instances[number].mask.astype(np.uint8)))
+        assert coco.annToRLE(annotation)["counts"] in (
+            expected["counts"],
+            expected["counts"].decode(),
+        )
+
+
+def test_numbers_that_would_repeat_are_given_anew(tmp_path):
+    samples = written_scenes()[:3]
+    for sample in samples:
+        for query in sample.queries:
+            for instance in query.instances:
+                instance.source_id = 1
+
+    write_coco(samples, tmp_path)
+    read = load(CocoImages(str(tmp_path)), on_error="raise")
+
+    numbers = [each.source_id for s in read for q in s.queries for each in q.instances]
+    count = sum(len(query.instances) for sample in samples for query in sample.queries)
+    assert sorted(numbers) == list(range(1, count + 1))
 
 
 def test_a_dataset_may_lie_at_an_address(tmp_path):

@@ -50,13 +50,15 @@ def test_boxes_points_and_masks_agree(scenes):
 def test_masks_of_all_things_do_not_overlap_and_number_one_to_twelve():
     dataset = Scenes(150, side=96, ask="anything")
 
-    counts = []
+    counts, numbers = [], []
     for sample in (dataset[index] for index in range(150)):
         (query,) = sample.queries
         assert query.phrase is None
         assert sum(instance.mask.astype(int) for instance in query.instances).max() == 1
         counts.append(len(query.instances))
+        numbers += [instance.source_id for instance in query.instances]
 
+    assert len(set(numbers)) == len(numbers)
     assert min(counts) == 1
     assert max(counts) == 12
 
@@ -198,3 +200,5 @@ def test_a_wrong_choice_is_an_error(wrong: dict):
         Scenes(3, **wrong)
     with pytest.raises(IndexError, match="no sample 3 among 3"):
         Scenes(3)[3]
+    with pytest.raises(ValueError, match="from 2 to 255, not 1"):
+        Clips(3, most=1)

@@ -211,7 +211,8 @@ def write_coco(
     Masks are written as compressed run lengths, those of crowds uncompressed as COCO does.
 
     Args:
-        samples: Queries have the number of their category as `source_id`.
+        samples: Queries have the number of their category as `source_id`. Instances are numbered
+            anew where their numbers would repeat.
         folder: To write to.
         split: Its name.
         form: "coco", "lvis" or "roboflow".
@@ -219,9 +220,10 @@ def write_coco(
     readers = {"coco": CocoImages, "lvis": LvisImages, "roboflow": RoboflowImages}
     if form not in readers:
         raise ValueError(f"form is one of {list(readers)}, not {form!r}.")
-    # Where things are is for the reader to say.
+    # Where files go is for the reader to say.
     reader = readers[form](str(folder), split, images=f"images/{split}" if form == "coco" else None)
     images, annotations, categories = [], [], {}
+    used: set[int] = set()
     for sample in samples:
         image = {
             "id": sample.source_id,
@@ -239,7 +241,10 @@ def write_coco(
         for query in sample.queries:
             categories[query.source_id] = query.phrase
             for instance in query.instances or []:
-                number = len(annotations) + 1 if instance.source_id is None else instance.source_id
+                number = instance.source_id
+                if not isinstance(number, int) or number in used:
+                    number = max(used, default=0) + 1
+                used.add(number)
                 annotation = write_instance(instance)
                 annotation |= {"id": number, "image_id": sample.source_id}
                 annotations.append(annotation | {"category_id": query.source_id})

@@ -37,6 +37,8 @@ from .video import PicturesVideo
 
 SPLITS = ("train", "val", "test")
 
+MOST_THINGS = 255  # in an image, since their numbers have 8 bits
+
 LEAST_VISIBLE = 0.5  # share of a thing in a scene, so that phrases are never about hidden things
 
 # As categories of COCO's files, for which each category is asked of each image.
@@ -71,6 +73,7 @@ class Scenes(Dataset):
     ):
         check_choice("split", split, SPLITS)
         check_choice("ask", ask, ("phrases", "shapes", "anything"))
+        check_most(most, 1)
         self.length, self.split, self.seed, self.side = length, split, seed, side
         self.most, self.positives, self.negatives, self.ask = most, positives, negatives, ask
 
@@ -84,7 +87,11 @@ class Scenes(Dataset):
         for thing, outline in zip(things, outlines, strict=True):
             paint(image, thing, outline)
         pixels = to_pixels(image, generator)
-        instances = [instance_of(labels == number + 1, number) for number in range(len(things))]
+        # Numbers are unique in the dataset, as those of COCO are.
+        instances = [
+            instance_of(labels == number, index * MOST_THINGS + number)
+            for number in range(1, len(things) + 1)
+        ]
         sample = ImageSample(
             source="synthetic",
             source_id=index,
@@ -148,6 +155,7 @@ class Clips(Dataset):
     ):
         check_choice("split", split, SPLITS)
         check_choice("ask", ask, ("phrases", "anything"))
+        check_most(most, 2)
         self.length, self.split, self.seed, self.side = length, split, seed, side
         self.num_frames, self.most, self.annotate_every = num_frames, most, annotate_every
         self.positives, self.negatives, self.ask = positives, negatives, ask
@@ -287,7 +295,7 @@ def instance_of(mask: np.ndarray, number: int) -> Instance:
     box = rle_box(rle)
     left, top, right, bottom = (int(edge) for edge in box)
     x, y = point_inside(mask[top:bottom, left:right])
-    return Instance(box, rle, [(x + left, y + top)], source_id=number + 1)
+    return Instance(box, rle, [(x + left, y + top)], source_id=number)
 
 
 def encode(mask: np.ndarray):
@@ -320,3 +328,9 @@ def check_choice(name: str, value: str, options: Sequence[str]) -> None:
     """Raise for a value that is none of the options."""
     if value not in options:
         raise ValueError(f"{name} is one of {list(options)}, not {value!r}.")
+
+
+def check_most(most: int, least: int) -> None:
+    """Raise for a number of things that cannot be drawn."""
+    if not least <= most <= MOST_THINGS:
+        raise ValueError(f"most is from {least} to {MOST_THINGS}, not {most}.")
