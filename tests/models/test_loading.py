@@ -346,15 +346,74 @@ def test_parts_load_from_the_folder_of_a_whole_model(whole: bool, tmp_path):
         assert all(torch.equal(weights[name], state[name]) for name in state)
 
 
-def test_a_part_that_a_checkpoint_does_not_have_is_an_error(tmp_path):
-    tiny_model(TINY_VIT, TINY_CLIP).save_pretrained(tmp_path)
+PARTS = {
+    EfficientSam3VisionModel: ("vision_encoder", {"initializer_range": 0.5}),
+    EfficientSam3Backbone: ("vision_encoder.backbone", {"drop_path_rate": 0.3}),
+    EfficientSam3TextModel: ("text_encoder", {"attend_to_padding": False}),
+}
 
-    for part, other in (
-        (EfficientSam3VisionModel, "Sam3VisionModel"),
-        (EfficientSam3TextModel, "CLIPTextModelWithProjection"),
-    ):
-        with pytest.raises(ValueError, match=f"is a {other}, not a {part.__name__}"):
-            part.from_pretrained(tmp_path)
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_whole_take_a_configuration_or_fields_of_theirs(part, tmp_path):
+    place, fields = PARTS[part]
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    config = copy.deepcopy(model.get_submodule(place).config)
+    for name, value in fields.items():
+        setattr(config, name, value)
+
+    options = {"dtype": torch.float64, "attn_implementation": "eager"}
+    with_fields = part.from_pretrained(tmp_path, **fields, **options)
+    with_config, info = part.from_pretrained(tmp_path, config=config, output_loading_info=True)
+
+    weights = model.get_submodule(place).state_dict()
+    for loaded in (with_fields, with_config):
+        assert {name: getattr(loaded.config, name) for name in fields} == fields
+        assert all(torch.equal(loaded.state_dict()[name], weights[name]) for name in weights)
+    assert with_fields.dtype == torch.float64
+    assert with_fields.config._attn_implementation == "eager"
+    assert not info["missing_keys"]
+
+
+def test_a_backbone_is_part_of_a_vision_encoder(tmp_path):
+    encoder = tiny_model().vision_encoder
+    encoder.save_pretrained(tmp_path)
+
+    weights = EfficientSam3Backbone.from_pretrained(tmp_path).state_dict()
+
+    stored = encoder.backbone.state_dict()
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "message"),
+    [
+        (EfficientSam3VisionModel, "vit", "its vision_config is a Sam3VisionConfig"),
+        (EfficientSam3Backbone, "vit", "its backbone_config is a Sam3ViTConfig"),
+        (EfficientSam3TextModel, "vit", "its text_config is a CLIPTextConfig"),
+        (EfficientSam3TextModel, "tracker", "it has no text_config"),
+        (EfficientSam3TextModel, "vision", "it has no text_config"),
+    ],
+)
+def test_a_part_that_a_checkpoint_does_not_have_is_an_error(part, whole, message, tmp_path):
+    models = {
+        "vit": lambda: tiny_config(TINY_VIT, TINY_CLIP),
+        "tracker": lambda: tiny_config().tracker_config,
+        "vision": lambda: tiny_config().vision_config,
+    }
+    models[whole]().save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=f"holds no {part.__name__}: {message}"):
+        part.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_another_part_is_an_error(tmp_path):
+    config = tiny_config()
+    config.save_pretrained(tmp_path)
+
+    with pytest.raises(TypeError, match="must be a EfficientSam3VisionConfig, not a EfficientSam3"):
+        EfficientSam3VisionModel.from_pretrained(tmp_path, config=config.text_config)
 
 
 def test_a_part_with_a_weight_missing_is_an_error(tmp_path):

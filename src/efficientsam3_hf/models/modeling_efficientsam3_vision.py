@@ -55,7 +55,6 @@ class EfficientSam3Backbone(PartLoadingMixin, PreTrainedModel):
 
     config: EfficientSam3BackboneConfig
     config_class = EfficientSam3BackboneConfig
-    place_in_model = "vision_encoder.backbone"
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -198,7 +197,6 @@ class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
 
     config: EfficientSam3VisionConfig
     config_class = EfficientSam3VisionConfig
-    place_in_model = "vision_encoder"
     base_model_prefix = "vision_encoder"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
