@@ -378,6 +378,43 @@ def test_a_tracker_is_not_saved_without_its_concept_model(tmp_path):
         zoo.save(tiny_config(), tmp_path, tracker=tiny_tracker())
 
 
+def test_a_configuration_is_not_written_over_weights(tmp_path):
+    model = tiny_model()
+    zoo.save(model.config, tmp_path, model)
+
+    with pytest.raises(ValueError, match=r"holds weights \(model.safetensors\)"):
+        zoo.save(model.config, tmp_path)
+
+    zoo.save(model.config, tmp_path, model)  # over its own weights it is
+
+
+def test_models_in_the_wrong_place_are_an_error(tmp_path):
+    model, tracker = tiny_model(), tiny_tracker()
+
+    for wrong in [(tracker,), (tracker, model), (model, model)]:
+        with pytest.raises(TypeError, match="and a tracker beside it, in this order, not a"):
+            zoo.save(model.config, tmp_path, *wrong)
+
+
+def test_a_tracker_of_another_image_size_cannot_share_a_folder(tmp_path):
+    model, config = tiny_model(), tiny_config()
+    config.image_size = 168
+    tracker = EfficientSam3TrackerModel(config)
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+
+    with pytest.raises(ValueError, match="images of 168 pixels, the concept model for 112"):
+        zoo.save(model.config, tmp_path, model, tracker)
+
+
+def test_saving_leaves_the_configuration_as_it_was(tmp_path):
+    config = tiny_config()
+    before = config.to_dict()
+
+    zoo.save(config, tmp_path)
+
+    assert config.to_dict() == before
+
+
 def test_a_folder_without_a_tracker_says_so(tmp_path):
     model = tiny_model()
     zoo.save("efficientsam3-tinyvit-l", tmp_path, model)  # the model's configuration is what counts

@@ -170,8 +170,8 @@ def set_part(
     if not isinstance(stored, config_class):
         found = f"its {field} is a {type(stored).__name__}" if stored else f"it has no {field}"
         raise ValueError(
-            f"This checkpoint of type {whole.model_type!r} holds no {part_class.__name__}: {found}. "
-            "Load the whole model and take its parts from there."
+            f"This checkpoint of type {whole.model_type!r} holds no {part_class.__name__}: "
+            f"{found}. Load the whole model and take its parts from there."
         )
     if config is None:
         kept = {name: options.pop(name) for name in MODEL_OPTIONS if name in options}

@@ -50,8 +50,8 @@ class EfficientSam3BackboneConfig(SelfContainedConfigMixin, PreTrainedConfig):
         """Refuse sizes that no image has."""
         if self.patch_size < 1 or self.image_size < self.patch_size:
             raise ValueError(
-                f"image_size={self.image_size} and patch_size={self.patch_size} make no token: both "
-                "must be positive, and an image at least as large as a patch."
+                f"image_size={self.image_size} and patch_size={self.patch_size} make no token: "
+                "both must be positive, and an image at least as large as a patch."
             )
 
 

@@ -89,6 +89,8 @@ class EfficientSam3Backbone(PartLoadingMixin, PreTrainedModel):
     def load_pretrained_trunk(self) -> None:
         """Fetch timm's ImageNet weights for the trunk."""
         pretrained = build_trunk(self.config.trunk, pretrained=True)
+        if self.config.fused:
+            fuse_trunk(pretrained)
         self.trunk.load_state_dict(pretrained.state_dict())
 
     def fuse(self) -> "EfficientSam3Backbone":

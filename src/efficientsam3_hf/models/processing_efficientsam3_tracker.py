@@ -118,7 +118,7 @@ def check_places(
             check_box(box, sizes[index])
     for index, of_image in enumerate(points or []):
         found = leaves(of_image, depth=2)
-        flat_labels = [1] * len(found) if labels is None else sum(labels[index], [])
+        flat_labels = [1] * len(found) if labels is None else items(labels[index], depth=2)
         for point, label in zip(found, flat_labels, strict=True):
             if label not in PLACELESS:
                 check_point(point, sizes[index])
