@@ -52,7 +52,7 @@ class FromTeacherMixin:
             for name in target
             if name in source and not name.startswith(replaced)
         }
-        check_every_part(type(teacher).__name__, target, copied, replaced)
+        check_every_part(type(teacher).__name__, source, target, replaced)
         if pretrained_trunk:
             check_trunk_is_fresh(target, copied)
         misshaped = [name for name in copied if copied[name].shape != target[name].shape]
@@ -120,13 +120,13 @@ def replaced_parts(config, source: dict[str, Tensor], target: dict[str, Tensor])
 
 
 def check_every_part(
-    teacher: str, target: dict[str, Tensor], copied: dict[str, Tensor], replaced: tuple[str, ...]
+    teacher: str, source: dict[str, Tensor], target: dict[str, Tensor], replaced: tuple[str, ...]
 ) -> None:
     """Raise if the teacher has not a single weight of a part that the student keeps."""
     optional = (*replaced, POINT_BRANCH)
     kept = {part_of(name) for name in target if not name.startswith(optional)}
-    found = {part_of(name) for name in copied}
-    words = {part.split(".")[0] for part in found}
+    found = {part_of(name) for name in source if name in target}
+    words = {name.split(".")[0] for name in source}
     missing = {
         part if part.split(".")[0] in words else part.split(".")[0] for part in kept - found
     }
@@ -134,7 +134,8 @@ def check_every_part(
         raise ValueError(
             f"The teacher, a {teacher}, has no weights for {', '.join(sorted(missing))}, "
             "which the student would keep. Concept models start from a SAM 3 with its detector, "
-            "trackers from one with its tracker (a folder of SAM 3 has both)."
+            "trackers from one with its tracker (a folder of SAM 3 has both), and students with "
+            "the sam3 neck from one with that."
         )
 
 
