@@ -301,7 +301,7 @@ def test_trunk_may_start_from_timms_weights(video_teacher, asked_of_timm, trunk:
 
 
 def test_only_a_fresh_trunk_of_timms_starts_from_timms_weights(video_teacher):
-    with pytest.raises(ValueError, match="a trunk of timm's. This one has none"):
+    with pytest.raises(ValueError, match=r"a trunk of timm's\. This one has none"):
         EfficientSam3Model.from_teacher(video_teacher, tiny_config(TINY_VIT), pretrained_trunk=True)
     with pytest.raises(ValueError, match="hands on its trunk"):
         EfficientSam3Model.from_teacher(tiny_model(), tiny_config(), pretrained_trunk=True)

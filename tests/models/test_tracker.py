@@ -124,6 +124,19 @@ def test_image_embeddings_are_computed_once_and_reused(tracker):
     torch.testing.assert_close(outputs.pred_masks, expected.pred_masks)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"foo": 3}, TypeError, "EfficientSam3TrackerModel.forward has no argument 'foo'"),
+        ({"labels": torch.zeros(1, 32, 32)}, ValueError, "takes no labels"),
+        ({"pixel_values": torch.zeros(3, 112, 112)}, ValueError, r"not \(3, 112, 112\)"),
+    ],
+)
+def test_arguments_that_nothing_would_read_are_errors(tracker, options, error, message):
+    with pytest.raises(error, match=message):
+        tracker(**{"pixel_values": pixels(), "input_boxes": BOX, **options})
+
+
 def test_another_size_is_an_error_that_says_which_fits(tracker):
     with pytest.raises(ValueError, match="takes 112 x 112, not 96 x 96"):
         tracker(pixel_values=pixels(1, 96), input_boxes=BOX)

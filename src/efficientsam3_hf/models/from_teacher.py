@@ -127,9 +127,7 @@ def check_every_part(
     kept = {part_of(name) for name in target if not name.startswith(optional)}
     found = {part_of(name) for name in source if name in target}
     words = {name.split(".")[0] for name in source}
-    missing = {
-        part if part.split(".")[0] in words else part.split(".")[0] for part in kept - found
-    }
+    missing = {part if part.split(".")[0] in words else part.split(".")[0] for part in kept - found}
     if missing:
         raise ValueError(
             f"The teacher, a {teacher}, has no weights for {', '.join(sorted(missing))}, "

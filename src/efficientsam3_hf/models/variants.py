@@ -151,8 +151,9 @@ def changed(default: Any, change: Any) -> Any:
     """
     if isinstance(default, PreTrainedConfig) and isinstance(change, Mapping):
         default = default.to_dict()
-    both = isinstance(default, Mapping) and isinstance(change, Mapping)
-    if not both or change.get("model_type", default.get("model_type")) != default.get("model_type"):
+    if not isinstance(default, Mapping) or not isinstance(change, Mapping):
+        return change
+    if change.get("model_type", default.get("model_type")) != default.get("model_type"):
         return change
     return {
         **default,
