@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 import efficientsam3_hf  # noqa: F401  makes the Auto classes know the family
+from efficientsam3_hf.models.image_processing_efficientsam3 import to_eight_bits, to_rgb
 from efficientsam3_hf.visualize import draw_instances
 
 
@@ -61,6 +62,8 @@ def find(image: Image.Image, options: argparse.Namespace) -> list[dict[str, Tens
 
 def draw(image: Image.Image, found: list[dict[str, Tensor]]) -> Image.Image:
     """The picture under coloured masks and boxes, a colour for each phrase."""
+    pixels = to_rgb(to_eight_bits(image))  # as the model saw it, also of 16 bits or transparent
+    image = Image.fromarray(pixels.byte().movedim(0, -1).numpy())
     for index, instances in enumerate(found):
         scores = instances["scores"]
         image = draw_instances(
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         with Image.open(options.image) as opened:
-            image = opened.convert("RGB")
+            image = opened.copy()
     except OSError as error:
         print(f"{options.image} is not a picture that can be read: {error}", file=sys.stderr)
         return 2

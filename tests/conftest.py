@@ -36,7 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def package_log(monkeypatch) -> logging.Logger:
-    """The package's logger, whose messages caplog sees while the test runs."""
+    """The package's logger, whose messages caplog sees while the test runs, said before or not."""
+    logging.Logger.warning_once.cache_clear()  # pyright: ignore  a method of transformers
     for name in ("transformers", "efficientsam3_hf"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     return logging.getLogger("efficientsam3_hf")

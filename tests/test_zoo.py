@@ -10,10 +10,12 @@ from tiny import TINY_VIT, tiny_config, tiny_model, tiny_tracker, tiny_vision
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from efficientsam3_hf import (
+    EfficientSam3BackboneConfig,
     EfficientSam3Config,
     EfficientSam3ImageProcessor,
     EfficientSam3Model,
     EfficientSam3Processor,
+    EfficientSam3TextConfig,
     EfficientSam3TrackerConfig,
     EfficientSam3TrackerModel,
     EfficientSam3TrackerProcessor,
@@ -130,6 +132,9 @@ def test_every_variant_has_a_tracker_that_shares_its_trunk():
         ("tinyvit-s", "efficientsam3-tinyvit-s"),
         ("efficientsam3-repvit-m-mobileclip-s2", "efficientsam3-repvit-m-mobileclip-s"),
         ("SAM3", "sam3"),
+        ("EfficientSAM3-TinyViT-S", "mean 'efficientsam3-tinyvit-s'[?]"),
+        ("SAM3-LiteText-S0-ctx32", "mean 'sam3-litetext-s0-ctx32'[?]"),
+        ("efficientsam3-repvit-m-ctx32-lateral", "mean 'efficientsam3-repvit-m-lateral-ctx32'[?]"),
         ("", "efficientsam3_hf.zoo.names"),
         ("zzzzzz", "efficientsam3_hf.zoo.names"),
     ],
@@ -181,6 +186,95 @@ def test_an_override_may_be_a_configuration_or_leave_a_part_out():
 
     assert config.vision_config.backbone_config.trunk == "repvit_m0_9"
     assert config.tracker_config is None
+
+
+def test_an_override_that_names_its_own_kind_changes_only_what_it_names():
+    vision = {
+        "model_type": "efficientsam3_vision",
+        "initializer_range": 0.1,
+        "backbone_config": {"model_type": "efficientsam3_backbone", "drop_path_rate": 0.2},
+    }
+    text = {"model_type": "efficientsam3_text", "attend_to_padding": False}
+
+    config = zoo.config(
+        "efficientsam3-tinyvit-l-mobileclip-s1", vision_config=vision, text_config=text
+    )
+
+    assert config.vision_config.backbone_config.trunk == "tiny_vit_21m_224"
+    assert config.vision_config.backbone_config.drop_path_rate == 0.2
+    assert config.vision_config.initializer_range == 0.1
+    assert config.text_config.num_hidden_layers == 12
+    vit = zoo.config("sam3", vision_config={"backbone_config": {"num_hidden_layers": 3}})
+    assert vit.vision_config.backbone_config.num_hidden_layers == 3
+
+
+def test_a_dictionary_changes_a_configuration_too():
+    vision = zoo.config("efficientsam3-repvit-s").vision_config
+    tracker = {"vision_config": {"initializer_range": 0.3}}
+
+    config = zoo.config("efficientsam3-tinyvit-s", vision_config=vision, tracker_config=tracker)
+
+    assert config.tracker_config.vision_config.backbone_config.trunk == "repvit_m0_9"
+    assert config.tracker_config.vision_config.initializer_range == 0.3
+    assert config.vision_config.initializer_range == 0.02
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (
+            {"vision_config": {"backbone_config": {"trunkk": "repvit_m0_9"}}},
+            TypeError,
+            "EfficientSam3BackboneConfig has no field 'trunkk'. Did you mean 'trunk'",
+        ),
+        ({"detr_decoder_config": {"querys": 5}}, TypeError, "Config has no field 'querys'"),
+        ({"from_pretrained": 3}, TypeError, "has no field 'from_pretrained'"),
+        ({"model_type": "foo"}, ValueError, "model_type is 'efficientsam3' in the zoo"),
+        ({"vision_config": {"model_type": "foo"}}, ValueError, "knows no vision_config of type"),
+        ({"vision_config": None}, ValueError, "vision_config cannot be None"),
+        ({"vision_config": {"backbone_config": None}}, ValueError, "backbone_config cannot be"),
+        ({"detr_encoder_config": None}, ValueError, "detr_encoder_config cannot be None"),
+        (
+            {"text_config": {"max_position_embeddings": 77}, "context_length": 32},
+            ValueError,
+            "A context length of 32, .* and text_config both say",
+        ),
+        (
+            {"text_config": EfficientSam3TextConfig(), "context_length": 77},
+            ValueError,
+            "both say how long",
+        ),
+    ],
+)
+def test_overrides_that_nothing_would_read_are_errors(overrides, error, message):
+    with pytest.raises(error, match=message):
+        zoo.config("efficientsam3-tinyvit-l", **overrides)
+
+
+@pytest.mark.parametrize("size", [0, -5, 27])
+@pytest.mark.parametrize("name", ["efficientsam3-tinyvit-l", "sam3"])
+def test_an_image_size_that_cannot_work_is_an_error(name: str, size: int):
+    with pytest.raises(ValueError, match=f"image_size={size} is none: sides are of 28 pixels"):
+        zoo.config(name, image_size=size)
+
+
+def test_the_lateral_neck_is_configured_for_multiples_of_16_only():
+    with pytest.raises(ValueError, match="multiples of 16 from 32 on, not an image of 1000 x 1000"):
+        zoo.config("efficientsam3-tinyvit-s-lateral", image_size=1000)
+    with pytest.raises(StrictDataclassError, match="multiples of 16 from 32 on"):
+        EfficientSam3VisionConfig(neck="lateral", backbone_config={"image_size": 1000})
+
+
+def test_a_configuration_of_no_tokens_is_an_error():
+    with pytest.raises(StrictDataclassError, match="image_size=0 and patch_size=14 make no token"):
+        EfficientSam3BackboneConfig(image_size=0)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 2])
+@pytest.mark.parametrize("name", ["efficientsam3-tinyvit-s", "sam3"])
+def test_a_context_that_holds_no_phrase_is_an_error(name: str, length: int):
+    with pytest.raises(StrictDataclassError, match=f"context of {length} tokens holds no phrase"):
+        zoo.config(name, context_length=length)
 
 
 def test_a_backbone_of_another_family_is_an_error():
@@ -282,6 +376,43 @@ def test_only_repvit_can_be_fused(vision):
 def test_a_tracker_is_not_saved_without_its_concept_model(tmp_path):
     with pytest.raises(ValueError, match="shares its trunk with the concept model"):
         zoo.save(tiny_config(), tmp_path, tracker=tiny_tracker())
+
+
+def test_a_configuration_is_not_written_over_weights(tmp_path):
+    model = tiny_model()
+    zoo.save(model.config, tmp_path, model)
+
+    with pytest.raises(ValueError, match=r"holds weights \(model.safetensors\)"):
+        zoo.save(model.config, tmp_path)
+
+    zoo.save(model.config, tmp_path, model)  # over its own weights it is
+
+
+def test_models_in_the_wrong_place_are_an_error(tmp_path):
+    model, tracker = tiny_model(), tiny_tracker()
+
+    for wrong in [(tracker,), (tracker, model), (model, model)]:
+        with pytest.raises(TypeError, match="and a tracker beside it, in this order, not a"):
+            zoo.save(model.config, tmp_path, *wrong)
+
+
+def test_a_tracker_of_another_image_size_cannot_share_a_folder(tmp_path):
+    model, config = tiny_model(), tiny_config()
+    config.image_size = 168
+    tracker = EfficientSam3TrackerModel(config)
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+
+    with pytest.raises(ValueError, match="images of 168 pixels, the concept model for 112"):
+        zoo.save(model.config, tmp_path, model, tracker)
+
+
+def test_saving_leaves_the_configuration_as_it_was(tmp_path):
+    config = tiny_config()
+    before = config.to_dict()
+
+    zoo.save(config, tmp_path)
+
+    assert config.to_dict() == before
 
 
 def test_a_folder_without_a_tracker_says_so(tmp_path):

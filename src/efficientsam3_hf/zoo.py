@@ -48,7 +48,7 @@ def save(
     Args:
         variant: Name in the zoo, or a configuration made from one. Beside a model, whose own
             configuration counts, it is not looked at.
-        folder: Where to write.
+        folder: Where to write. Without a model, one that holds weights already is refused.
         model: Concept model whose weights to store. Without a tracker beside it, the folder serves
             the concept model only.
         tracker: Tracker whose weights to store beside them; its trunk must be the model's, and is
@@ -57,9 +57,11 @@ def save(
     if model is None:
         if tracker is not None:
             raise ValueError("A tracker shares its trunk with the concept model: give that too.")
-        configuration = config(variant) if isinstance(variant, str) else variant
+        refuse_weights_in(folder)
+        configuration = config(variant) if isinstance(variant, str) else copy.deepcopy(variant)
         configuration.save_pretrained(folder)
     else:
+        check_models(model, tracker)
         configuration = copy.deepcopy(model.config)
         configuration.tracker_config = configuration.tracker_video_config = None
         if tracker is not None:
@@ -70,6 +72,33 @@ def save(
     processor(configuration).save_pretrained(folder)
     write_model_card(folder)
     return Path(folder)
+
+
+def refuse_weights_in(folder: str | os.PathLike) -> None:
+    """Raise if a folder holds weights, which would be read under another configuration."""
+    patterns = ("*.safetensors", "pytorch_model*.bin")
+    weights = [file.name for pattern in patterns for file in sorted(Path(folder).glob(pattern))]
+    if weights:
+        raise ValueError(
+            f"{os.fspath(folder)} holds weights ({weights[0]}), which a new configuration would "
+            "not fit. Give the model they belong to, delete them, or choose another folder."
+        )
+
+
+def check_models(model: object, tracker: object) -> None:
+    """Raise if these are not a concept model and a tracker of one size."""
+    trackers = (EfficientSam3TrackerModel, EfficientSam3TrackerVideoModel, type(None))
+    if not isinstance(model, EfficientSam3Model) or not isinstance(tracker, trackers):
+        raise TypeError(
+            "save takes an EfficientSam3Model and a tracker beside it, in this order, not a "
+            f"{type(model).__name__} and a {type(tracker).__name__}."
+        )
+    if tracker is not None and tracker.config.image_size != model.config.image_size:
+        raise ValueError(
+            f"The tracker is for images of {tracker.config.image_size} pixels, the concept model "
+            f"for {model.config.image_size}: one folder has one size. Load one with the other's "
+            "image_size."
+        )
 
 
 def save_weights(

@@ -266,6 +266,47 @@ def test_vision_features_are_saved_and_reused(model, tmp_path):
     assert_same(model(vision_embeds={"fpn_hidden_states": levels}, **text), expected)
 
 
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (lambda x: {"vision_embeds": x.fpn_hidden_states[2::-1]}, "finest first, not of shapes"),
+        (lambda x: {"vision_embeds": [y[0] for y in x.fpn_hidden_states]}, "finest first, not of"),
+        (lambda x: {"vision_embeds": [y.half() for y in x.fpn_hidden_states]}, "torch.float16, bu"),
+        (lambda x: {"vision_embeds": {"last_hidden_state": x.last_hidden_state}}, "but no fpn_hid"),
+        (
+            lambda x: {"vision_embeds": x, "text_embeds": {"last_hidden_state": torch.zeros(1)}},
+            r"holds \['last_hidden_state'\], but no pooler_output",
+        ),
+        (
+            lambda x: {"vision_embeds": x, "text_embeds": torch.zeros(1, 16, WIDTH).bfloat16()},
+            r"text_embeds are torch.bfloat16, but the model is torch.float32: convert them with",
+        ),
+    ],
+)
+def test_features_that_do_not_fit_are_errors_that_say_why(model, features, message):
+    given = features(model.get_vision_features(pixels()))
+    text = {} if "text_embeds" in given else phrases()
+
+    with pytest.raises(ValueError, match=message):
+        model(**given, **text)
+
+
+@torch.no_grad()
+def test_features_of_lower_precision_go_with_autocast(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        features = [x.bfloat16() for x in model.get_vision_features(pixels()).fpn_hidden_states]
+        outputs = model(vision_embeds=features, **phrases())
+
+    assert outputs.pred_masks.isfinite().all()
+
+
+@torch.no_grad()
+def test_what_a_trainer_says_of_a_batch_is_taken(model):
+    outputs = model(pixel_values=pixels(), **phrases(), num_items_in_batch=torch.tensor(1))
+
+    assert_same(outputs, model(pixel_values=pixels(), **phrases()))
+
+
 def test_too_few_maps_are_no_pyramid(model):
     levels = model.get_vision_features(pixels()).fpn_hidden_states
 
@@ -439,6 +480,20 @@ def test_hidden_states_and_attentions_of_the_parts_are_returned(model):
             r"attention_mask \(2, 9\) does not fit input_ids \(2, 16\)",
         ),
         ({"image_indices": torch.tensor([0])}, "names 1 images for 2 prompts"),
+        ({"image_indices": torch.tensor([0, -1])}, "names image -1 of 2"),
+        ({"image_indices": torch.tensor([5, 0])}, "names image 5 of 2"),
+        ({"image_indices": torch.tensor([0.0, 1.0])}, "whole numbers, one for each prompt, not"),
+        ({"image_indices": torch.tensor([[0, 1]])}, r"not torch.int64 of shape \(1, 2\)"),
+        ({"input_boxes": BOXES * torch.nan}, "'box' hold numbers that are not finite"),
+        ({"input_points": POINTS / 0}, "'point' hold numbers that are not finite"),
+        (
+            {"input_boxes": BOXES, "input_boxes_labels": torch.tensor([[5, 1]])},
+            r"'box' are 1, 0, or -10 for padding, not \[5\]",
+        ),
+        ({"input_boxes_labels": LABELS}, "labels of kind 'box', but none"),
+        ({"input_points_labels": LABELS}, "labels of kind 'point', but none"),
+        ({"pixel_values": torch.zeros(3, 112, 112)}, r"3, height, width\).*not \(3, 112, 112\)"),
+        ({"pixel_values": torch.zeros(1, 4, 112, 112)}, "must be .images, 3, height, width"),
     ],
 )
 def test_inputs_that_do_not_fit_are_errors_that_say_why(model, change, message):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
     TINY_CLIP,
+    TINY_TEXT,
     TINY_VIT,
     TRUNKS,
     stir,
@@ -264,7 +265,9 @@ def test_a_teacher_of_other_sizes_is_an_error_that_names_a_weight(video_teacher)
         EfficientSam3Model.from_teacher(video_teacher, config)
 
 
-def test_trunk_may_start_from_timms_weights(video_teacher, monkeypatch):
+@pytest.fixture
+def asked_of_timm(monkeypatch) -> list[tuple[str, bool]]:
+    """What was asked of timm, which gives seeded weights instead of fetching any."""
     asked = []
     original = trunks.timm.create_model
 
@@ -274,18 +277,34 @@ def test_trunk_may_start_from_timms_weights(video_teacher, monkeypatch):
         return original(name, pretrained=False, **options)
 
     monkeypatch.setattr(trunks.timm, "create_model", create_model)
+    return asked
 
-    student = EfficientSam3Model.from_teacher(video_teacher, tiny_config(), pretrained_trunk=True)
 
-    assert asked[-1] == ("efficientvit_b0", True)
-    torch.manual_seed(7)
-    expected = original("efficientvit_b0", pretrained=False, num_classes=0)
+@pytest.mark.parametrize("trunk", ["efficientvit_b0", "repvit_m0_9"])
+def test_trunk_may_start_from_timms_weights(video_teacher, asked_of_timm, trunk: str):
+    config = tiny_config(tiny_vision("sam3", trunk))
+    config.vision_config.backbone_config.fused = trunk == "repvit_m0_9"
+
+    student = EfficientSam3Model.from_teacher(video_teacher, config, pretrained_trunk=True)
+
+    assert asked_of_timm[-1] == (trunk, True)
+    expected = trunks.build_trunk(trunk)
+    if config.vision_config.backbone_config.fused:
+        trunks.fuse_trunk(expected)
     weights = student.vision_encoder.backbone.trunk.state_dict()
-    assert all(
-        torch.equal(weights[name], tensor)
-        for name, tensor in expected.state_dict().items()
-        if name in weights
+    assert weights.keys() == expected.state_dict().keys()
+    assert all(torch.equal(weights[name], x) for name, x in expected.state_dict().items())
+    assert "vision_encoder.backbone.head" in student.fresh_parts
+    assert not {"vision_encoder.backbone", "vision_encoder.backbone.trunk"} & set(
+        student.fresh_parts
     )
+
+
+def test_only_a_fresh_trunk_of_timms_starts_from_timms_weights(video_teacher):
+    with pytest.raises(ValueError, match=r"a trunk of timm's\. This one has none"):
+        EfficientSam3Model.from_teacher(video_teacher, tiny_config(TINY_VIT), pretrained_trunk=True)
+    with pytest.raises(ValueError, match="hands on its trunk"):
+        EfficientSam3Model.from_teacher(tiny_model(), tiny_config(), pretrained_trunk=True)
 
 
 def test_zoo_names_stand_for_students(video_teacher, monkeypatch):
@@ -324,6 +343,34 @@ def test_a_teacher_of_the_same_trunk_hands_it_on():
     assert all(torch.equal(weights[name], teachers[name]) for name in weights)
 
 
+def test_a_tower_of_another_context_is_handed_on_but_for_its_position_table():
+    teacher = tiny_model(TINY_VIT, {**TINY_TEXT, "max_position_embeddings": 32})
+
+    student = EfficientSam3Model.from_teacher(teacher, tiny_config())
+
+    weights, teachers = student.state_dict(), teacher.state_dict()
+    table = "text_encoder.embeddings.position_embedding"
+    names = [n for n in weights if n.startswith("text_") and not n.startswith(table)]
+    assert all(torch.equal(weights[name], teachers[name]) for name in names)
+    assert student.fresh_parts == ("vision_encoder.backbone", table)
+
+
+def test_a_lateral_neck_is_handed_on_only_with_its_trunk(monkeypatch):
+    channels = trunks.TRUNK_CHANNELS["efficientvit_b0"]
+    teacher = tiny_model(tiny_vision("lateral"))
+    monkeypatch.setitem(trunks.TRUNK_CHANNELS, "repvit_m0_9", channels)  # as in larger ones
+    config = tiny_config(tiny_vision("lateral", "repvit_m0_9"))
+
+    student = EfficientSam3Model.from_teacher(teacher, config)
+
+    assert student.fresh_parts == ("vision_encoder.backbone", "vision_encoder.neck")
+
+
+def test_a_lateral_teacher_has_no_neck_for_another_student():
+    with pytest.raises(ValueError, match=r"has no weights for vision_encoder\.neck, which"):
+        EfficientSam3Model.from_teacher(tiny_model(tiny_vision("lateral")), tiny_config())
+
+
 def test_a_teacher_without_the_parts_that_are_kept_is_an_error_that_names_them():
     with pytest.raises(ValueError, match=r"TrackerModel, has no weights for detr_decoder, detr_en"):
         EfficientSam3Model.from_teacher(tiny_tracker(TINY_VIT), tiny_config())
@@ -346,15 +393,74 @@ def test_parts_load_from_the_folder_of_a_whole_model(whole: bool, tmp_path):
         assert all(torch.equal(weights[name], state[name]) for name in state)
 
 
-def test_a_part_that_a_checkpoint_does_not_have_is_an_error(tmp_path):
-    tiny_model(TINY_VIT, TINY_CLIP).save_pretrained(tmp_path)
+PARTS = {
+    EfficientSam3VisionModel: ("vision_encoder", {"initializer_range": 0.5}),
+    EfficientSam3Backbone: ("vision_encoder.backbone", {"drop_path_rate": 0.3}),
+    EfficientSam3TextModel: ("text_encoder", {"attend_to_padding": False}),
+}
 
-    for part, other in (
-        (EfficientSam3VisionModel, "Sam3VisionModel"),
-        (EfficientSam3TextModel, "CLIPTextModelWithProjection"),
-    ):
-        with pytest.raises(ValueError, match=f"is a {other}, not a {part.__name__}"):
-            part.from_pretrained(tmp_path)
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_whole_take_a_configuration_or_fields_of_theirs(part, tmp_path):
+    place, fields = PARTS[part]
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    config = copy.deepcopy(model.get_submodule(place).config)
+    for name, value in fields.items():
+        setattr(config, name, value)
+
+    options = {"dtype": torch.float64, "attn_implementation": "eager"}
+    with_fields = part.from_pretrained(tmp_path, **fields, **options)
+    with_config, info = part.from_pretrained(tmp_path, config=config, output_loading_info=True)
+
+    weights = model.get_submodule(place).state_dict()
+    for loaded in (with_fields, with_config):
+        assert {name: getattr(loaded.config, name) for name in fields} == fields
+        assert all(torch.equal(loaded.state_dict()[name], weights[name]) for name in weights)
+    assert with_fields.dtype == torch.float64
+    assert with_fields.config._attn_implementation == "eager"
+    assert not info["missing_keys"]
+
+
+def test_a_backbone_is_part_of_a_vision_encoder(tmp_path):
+    encoder = tiny_model().vision_encoder
+    encoder.save_pretrained(tmp_path)
+
+    weights = EfficientSam3Backbone.from_pretrained(tmp_path).state_dict()
+
+    stored = encoder.backbone.state_dict()
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "message"),
+    [
+        (EfficientSam3VisionModel, "vit", "its vision_config is a Sam3VisionConfig"),
+        (EfficientSam3Backbone, "vit", "its backbone_config is a Sam3ViTConfig"),
+        (EfficientSam3TextModel, "vit", "its text_config is a CLIPTextConfig"),
+        (EfficientSam3TextModel, "tracker", "it has no text_config"),
+        (EfficientSam3TextModel, "vision", "it has no text_config"),
+    ],
+)
+def test_a_part_that_a_checkpoint_does_not_have_is_an_error(part, whole, message, tmp_path):
+    models = {
+        "vit": lambda: tiny_config(TINY_VIT, TINY_CLIP),
+        "tracker": lambda: tiny_config().tracker_config,
+        "vision": lambda: tiny_config().vision_config,
+    }
+    models[whole]().save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=f"holds no {part.__name__}: {message}"):
+        part.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_another_part_is_an_error(tmp_path):
+    config = tiny_config()
+    config.save_pretrained(tmp_path)
+
+    with pytest.raises(TypeError, match="must be a EfficientSam3VisionConfig, not a EfficientSam3"):
+        EfficientSam3VisionModel.from_pretrained(tmp_path, config=config.text_config)
 
 
 def test_a_part_with_a_weight_missing_is_an_error(tmp_path):

@@ -177,12 +177,20 @@ def test_a_box_that_leaves_its_image_is_clipped():
         ({"input_points": []}, "input_points is empty"),
         ({"input_boxes": [[]]}, "Prompt 0 has no phrase, no boxes and no points"),
         ({"input_boxes": [[1, 2, 3, 4]]}, r"A box must be a list of numbers .*, not 1"),
-        ({"input_boxes": [[[[1, 2, 3, 4]]]]}, "A box must be a list of numbers"),
+        ({"input_boxes": [[[[1, 2, 3, 4]]]]}, r"lists of lists .* so has text: \[\[None\], \[None"),
         ({"text": "cat", "input_boxes": [5]}, "Prompt 0 has 5 in place of a list"),
         (
             {"text": [["cat"]], "input_boxes": [[[[[1, 2, 3, 4]]]]]},
-            "Are the lists nested as deep",
+            "Prompt 0 has lists of lists of kind 'box'",
         ),
+        (
+            {"text": ["a", "b"], "input_boxes": [[[1, 2, 3, 4]], None, None]},
+            "text for 2 prompts do not fit 3 prompts",
+        ),
+        ({"input_boxes": [[[5, 5, None, 20]]]}, r"list of numbers .*, not \[5, 5, None, 20\]"),
+        ({"input_boxes": [[["x", 5, 9, 20]]]}, "A box must be a list of numbers"),
+        ({"input_boxes": [[[5, "5", 9, 20]]]}, "A box must be a list of numbers"),
+        ({"text": "cat", "input_boxes": [[]], "input_boxes_labels": [[1]]}, "1 labels do not fit"),
         ({"text": "cat", "input_boxes_labels": [[1]]}, "there are no input_boxes"),
         ({"text": "cat", "input_points_labels": [[1]]}, "there are no input_points"),
         (
@@ -195,6 +203,66 @@ def test_a_box_that_leaves_its_image_is_clipped():
 def test_prompts_that_make_no_sense_are_errors_that_say_why(processor, prompt, message):
     with pytest.raises(ValueError, match=message):
         processor(images=WIDE, **prompt)
+
+
+BOX = [[[1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"text": "a", "input_box": BOX}, TypeError, "has no argument 'input_box'"),
+        ({"images": WIDE, "input_box": BOX}, TypeError, "has no argument 'input_box'"),
+        ({"text": "a", "max_length": 4}, TypeError, "has no argument 'max_length'"),
+        ({"text": "a", "do_rescale": False}, TypeError, "has no argument 'do_rescale'.*are images"),
+        ({"text": "a", "segmentation_maps": TALL}, ValueError, "segmentation_maps go with images"),
+        ({"text": 3}, TypeError, "text must be a phrase or a list of them, not int: 3"),
+        ({"text": {"a": 1}}, TypeError, "text must be a phrase or a list of them, not dict"),
+        ({"images": WIDE, "input_boxes": 5}, TypeError, "input_boxes must be nested lists"),
+        (
+            {"images": WIDE, "input_boxes": BOX, "input_boxes_labels": 1},
+            TypeError,
+            "input_boxes_labels must be nested lists or a tensor, not int: 1",
+        ),
+        *(
+            ({"text": "a", "original_sizes": sizes}, ValueError, r"be a list of \(height, width\)")
+            for sizes in [(40, 60), [], [[3, 40, 60]], [(0, 60)], 40, ["ab"]]
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_errors_that_say_why(processor, arguments, error, message):
+    with pytest.raises(error, match=message):
+        processor(**arguments)
+
+
+def test_arrays_of_phrases_are_lists(processor):
+    inputs = processor(images=WIDE, text=[np.array(["cat", "dog"])])
+
+    assert [valid_ids(inputs, row) for row in range(2)] == [CAT, DOG]
+    assert inputs["image_indices"].tolist() == [0, 0]
+
+
+@torch.no_grad()
+def test_lists_without_exemplars_are_no_prompts(processor, model):
+    inputs = processor(images=WIDE, text="cat", input_boxes=[[], []], input_points=[None, None])
+
+    assert not {"input_boxes", "input_boxes_labels", "input_points"} & set(inputs)
+    assert len(model(**inputs).pred_logits) == len(inputs["original_sizes"]) == 1
+
+
+def test_one_list_of_exemplars_and_of_labels_goes_with_all_prompts(processor):
+    inputs = processor(
+        images=[WIDE, TALL],
+        text=["cat", "dog"],
+        input_boxes=[[[9, 6, 18, 30]]],
+        input_boxes_labels=[[0]],
+        input_points=[[[9, 6]], [[10, 10]]],
+        input_points_labels=[[0]],
+    )
+
+    assert inputs["input_boxes_labels"].tolist() == [[0], [0]]
+    assert inputs["input_points_labels"].tolist() == [[0], [0]]
+    torch.testing.assert_close(inputs["input_boxes"][:, 0, 0], torch.tensor([0.15, 0.675]))
 
 
 def test_no_images_at_all_are_an_error(processor):
@@ -365,6 +433,89 @@ def test_pixels_that_are_not_finite_are_an_error(processor, value: float):
         processor(images=image)
 
 
+def red(alpha: float, full: float = 1.0, dtype: type = np.float32) -> np.ndarray:
+    return np.full((48, 64, 4), [full, 0, 0, alpha * full], dtype=dtype)
+
+
+def test_transparent_floats_are_laid_over_the_white_of_their_scale(processor):
+    as_shares = processor(images=red(0.3), do_rescale=False)["pixel_values"]
+    as_bytes = processor(images=red(0.3, full=255))["pixel_values"]
+
+    expected = torch.tensor([1.0, 0.4, 0.4])[:, None, None].expand(3, 112, 112)
+    torch.testing.assert_close(as_shares[0], expected)
+    torch.testing.assert_close(as_bytes[0], expected)
+    unrounded = processor(images=red(0.301, full=255))["pixel_values"]
+    torch.testing.assert_close(unrounded[0, 1], torch.full((112, 112), 0.398))
+
+
+def test_a_file_is_read_with_its_transparency_and_upright(processor, tmp_path):
+    path = tmp_path / "picture.png"
+    image = Image.fromarray(red(0.3, 255, np.uint8), "RGBA")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    image.save(path, exif=exif)
+
+    for source in (path, str(path), [str(path)]):
+        inputs = processor(images=source)
+        assert inputs["original_sizes"].tolist() == [[64, 48]]
+        expected = processor(images=image)["pixel_values"]
+        torch.testing.assert_close(inputs["pixel_values"], expected)
+
+
+def test_nested_lists_and_batches_of_images_are_taken(processor):
+    batch = np.stack([WIDE, WIDE])
+    expected = processor(images=[WIDE, WIDE])["pixel_values"]
+
+    for images in ([[WIDE], [WIDE]], batch, [batch], torch.from_numpy(batch), ([WIDE], WIDE)):
+        assert torch.equal(processor(images=images)["pixel_values"], expected)
+
+
+def test_a_grey_array_has_no_channels_to_be_last(processor):
+    grey = WIDE[..., 0]
+
+    pixels = processor(images=grey, input_data_format="channels_last")["pixel_values"]
+
+    assert torch.equal(pixels, processor(images=grey)["pixel_values"])
+
+
+NAN = np.full((48, 64, 3), np.nan, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ([[NAN]], ValueError, "NaN or infinite"),
+        (np.stack([NAN]), ValueError, "NaN or infinite"),
+        ([np.zeros((0, 64, 3), dtype=np.float32)], ValueError, r"shape \(0, 64, 3\) is empty"),
+        (np.zeros((0, 64, 3), dtype=np.uint8), ValueError, r"shape \(0, 64, 3\) is empty"),
+        (np.zeros((64, 0), dtype=np.int32), ValueError, r"shape \(64, 0\) is empty"),
+        (np.zeros((0, 4, 4, 3)), ValueError, "images is empty"),
+        ([[]], ValueError, "images is empty"),
+        (np.zeros((1, 1, 4, 4, 3)), ValueError, r"besides, not \(1, 1, 4, 4, 3\)"),
+        (7, TypeError, "a path, a URL, a PIL image, an array or a tensor, not int"),
+        (Image.new("I", (9, 9), 70000), ValueError, "'I' holds values from 70000 to 70000"),
+        (Image.new("I", (9, 9), -5), ValueError, "'I' holds values from -5 to -5"),
+    ],
+)
+def test_images_that_make_no_sense_are_errors_that_say_why(processor, images, error, message):
+    with pytest.raises(error, match=message):
+        processor(images=images)
+
+
+def test_floats_between_0_and_1_are_warned_of_in_nested_lists_too(processor, caplog, package_log):
+    image = np.full((48, 64, 3), 0.4, dtype=np.float32)
+
+    with caplog.at_level(logging.WARNING, logger=package_log.name):
+        processor(images=[[image]])
+
+    assert "Multiply it by 255" in caplog.text
+
+
+def test_every_image_has_a_segmentation_map_or_none_has(processor):
+    with pytest.raises(ValueError, match="1 segmentation maps do not fit 2 images"):
+        processor(images=[WIDE, WIDE], segmentation_maps=[WIDE[..., 0]])
+
+
 def test_segmentation_maps_keep_their_labels(processor):
     labels = np.zeros((60, 90), dtype=np.int32)
     labels[:30] = 700
@@ -444,11 +595,18 @@ def test_semantic_map_takes_sizes_as_the_processor_returns_them(processor):
 
 
 def test_object_detection_gives_boxes_and_scores(processor):
-    results = processor.post_process_object_detection(
-        predictions(), threshold=0.1, target_sizes=[(20, 30), (10, 8)]
-    )
+    outputs, sizes = predictions(), [(20, 30), (10, 8)]
+    outputs.presence_logits[:] = 0
 
-    assert all(set(result) >= {"scores", "boxes"} for result in results)
+    results = processor.post_process_object_detection(outputs, threshold=0.2, target_sizes=sizes)
+
+    scores = outputs.pred_logits.sigmoid() * outputs.presence_logits.sigmoid()
+    for index, (height, width) in enumerate(sizes):
+        keep = scores[index] > 0.2
+        assert 0 < keep.sum() < len(keep)
+        pixels = outputs.pred_boxes[index][keep] * torch.tensor([width, height, width, height])
+        torch.testing.assert_close(results[index]["scores"], scores[index][keep])
+        torch.testing.assert_close(results[index]["boxes"], pixels)
 
 
 def test_image_processor_is_saved_and_loaded(tmp_path):
@@ -460,9 +618,10 @@ def test_image_processor_is_saved_and_loaded(tmp_path):
     assert loaded.to_dict() == processor.to_dict()
 
 
-def test_pixels_on_a_device_stay_tensors():
+def test_tensors_give_the_pixels_of_arrays(processor):
     image = torch.from_numpy(WIDE).permute(2, 0, 1)
 
-    pixels: Tensor = EfficientSam3ImageProcessor()(image, return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
 
-    assert pixels.shape == (1, 3, 1008, 1008)
+    assert isinstance(pixels, Tensor)
+    assert torch.equal(pixels, processor(images=WIDE)["pixel_values"])

@@ -18,6 +18,8 @@ from efficientsam3_hf import EfficientSam3TrackerModel, EfficientSam3TrackerProc
 POINTS = torch.tensor([[[[30.0, 40.0]], [[70.0, 20.0]]]])
 LABELS = torch.tensor([[[1], [1]]])
 BOX = torch.tensor([[[10.0, 20.0, 80.0, 90.0]]])
+BOX_9 = [1, 2, 9, 9]
+PICTURE = np.zeros((60, 90, 3), dtype=np.uint8)
 
 
 def pixels(count: int = 1, size: int = 112) -> torch.Tensor:
@@ -133,6 +135,19 @@ def test_tiny_trackers_see_the_image(trunk: str):
     assert (noise.pred_masks - grey.pred_masks).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"foo": 3}, TypeError, "EfficientSam3TrackerModel.forward has no argument 'foo'"),
+        ({"labels": torch.zeros(1, 32, 32)}, ValueError, "takes no labels"),
+        ({"pixel_values": torch.zeros(3, 112, 112)}, ValueError, r"not \(3, 112, 112\)"),
+    ],
+)
+def test_arguments_that_nothing_would_read_are_errors(tracker, options, error, message):
+    with pytest.raises(error, match=message):
+        tracker(**{"pixel_values": pixels(), "input_boxes": BOX, **options})
+
+
 def test_another_size_is_an_error_that_says_which_fits(tracker):
     with pytest.raises(ValueError, match="takes 112 x 112, not 96 x 96"):
         tracker(pixel_values=pixels(1, 96), input_boxes=BOX)
@@ -178,8 +193,20 @@ def test_processor_makes_what_the_tracker_takes(tracker, processor):
         ({"input_boxes": [[[95, 0, 99, 9]]]}, "lies outside the image of 90 x 60 pixels"),
         ({"input_boxes": [[[1, 2, 3]]]}, "A box has 4 numbers"),
         ({"input_points": [[[[1, 70]]]]}, r"\[1.0, 70.0\] lies outside the image of 90 x 60"),
-        ({"input_points": [[[1, 2]]]}, "points"),
-        ({"input_points": [[[[1, 2]]]], "input_labels": [[[1, 1]]]}, "inconsistent dimensions"),
+        ({"input_points": [[[1, 2]]]}, r"A point must be a list of numbers \(x, y\), not 1"),
+        ({"input_points": [[[[1, 2]]]], "input_labels": [[[1, 1]]]}, "2 labels do not fit 1"),
+        (
+            {"input_points": [[[[1, 2]]]], "input_labels": [[[1], [1]]]},
+            r"input_labels for \[2\] objects an image do not fit input_points for \[1\]",
+        ),
+        ({"input_labels": [[[1]]]}, "there are no input_points"),
+        ({"input_boxes": [[BOX_9], [BOX_9]]}, "input_boxes for 2 images do not fit 1 images"),
+        ({"input_boxes": [None]}, "There is None in place of the list of one image"),
+        ({"input_boxes": [[None]]}, "A box must be a list of numbers"),
+        ({"input_boxes": []}, r"There is \[\] in place of the list of all images"),
+        ({"input_points": [[None]]}, "one for each point. There is None .* of one object"),
+        ({"input_points": [[[[1, 2]]]], "input_labels": [[None]]}, "There is None in place"),
+        ({"input_points": 5}, "input_points are nested lists"),
     ],
 )
 def test_prompts_that_make_no_sense_are_errors_that_say_why(processor, prompt, message):
@@ -187,6 +214,56 @@ def test_prompts_that_make_no_sense_are_errors_that_say_why(processor, prompt, m
 
     with pytest.raises(ValueError, match=message):
         tracker_processor(np.zeros((60, 90, 3), dtype=np.uint8), **prompt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"images": [PICTURE] * 2, "input_boxes": [[BOX_9]]}, ValueError, "1 images do not fit 2"),
+        (
+            {"images": [PICTURE] * 2, "input_boxes": [[BOX_9]] * 3},
+            ValueError,
+            "input_boxes for 3 images do not fit 2 images",
+        ),
+        ({"images": []}, ValueError, "images is empty"),
+        ({"images": PICTURE, "foo": 3}, TypeError, "has no argument 'foo'"),
+        ({"original_sizes": [(9, 9)], "do_rescale": False}, TypeError, "no argument 'do_rescale'"),
+        ({"original_sizes": (40, 60)}, ValueError, r"must be a list of \(height, width\)"),
+        ({"original_sizes": [(9, 9)], "segmentation_maps": PICTURE}, ValueError, "there are none"),
+        ({}, ValueError, "Either images or original_sizes"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_errors_that_say_why(processor, arguments, error, message):
+    with pytest.raises(error, match=message):
+        EfficientSam3TrackerProcessor(processor.image_processor)(**arguments)
+
+
+def test_tuples_and_arrays_are_as_good_as_lists(processor):
+    tracker_processor = EfficientSam3TrackerProcessor(processor.image_processor)
+    expected = tracker_processor(
+        PICTURE, input_points=[[[[5, 5]]]], input_labels=[[[1]]], input_boxes=[[BOX_9]]
+    )
+
+    for inputs in (
+        tracker_processor(
+            PICTURE, input_points=[[[(5, 5)]]], input_labels=[[(1,)]], input_boxes=[(tuple(BOX_9),)]
+        ),
+        tracker_processor(
+            PICTURE,
+            input_points=[[np.array([[5, 5]])]],
+            input_labels=np.array([[[1]]]),
+            input_boxes=[torch.tensor([BOX_9])],
+        ),
+    ):
+        assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+
+def test_one_size_serves_embeddings_of_several_images(processor):
+    inputs = EfficientSam3TrackerProcessor(processor.image_processor)(
+        original_sizes=[(60, 90)], input_boxes=[[BOX_9], [BOX_9]]
+    )
+
+    assert torch.equal(inputs["input_boxes"][0], inputs["input_boxes"][1])
 
 
 def test_a_box_that_leaves_its_image_is_clipped(processor):

@@ -5,12 +5,12 @@ The names are those of transformers' SAM 3: `detector_model.*` for the concept m
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto import AutoModel
+from transformers.models.auto import AutoConfig, AutoModel
 
 DETECTOR_PREFIX = "detector_model."
 TRACKER_PREFIX = "tracker_model."
@@ -18,13 +18,18 @@ TRACKER_NECK_PREFIX = "tracker_neck."
 BACKBONE_PREFIX = "vision_encoder.backbone."
 NECK_PREFIX = "vision_encoder.neck."
 
-# Models of which the vision encoder, its backbone and the text tower are parts.
-WHOLE_MODELS = ("efficientsam3", "efficientsam3_tracker", "efficientsam3_tracker_video")
+# Models of which the vision encoder, its backbone or the text tower are parts.
+WHOLE_MODELS = (
+    "efficientsam3", "efficientsam3_tracker", "efficientsam3_tracker_video", "efficientsam3_vision",
+)  # fmt: skip
 
 # Arguments of `from_pretrained` that say where a checkpoint is.
 HUB_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token",
 )  # fmt: skip
+
+# Arguments of `from_pretrained` for the model, though configurations take them for fields.
+MODEL_OPTIONS = ("attn_implementation", "dtype", "torch_dtype")
 
 # Names on disk -> names in the tracker, in the form that transformers' loading takes and inverts.
 TRACKER_RENAMES = (
@@ -119,30 +124,68 @@ class StrictLoadingMixin:
 class PartLoadingMixin(StrictLoadingMixin):
     """Makes `from_pretrained` find a part in the checkpoint of a whole model."""
 
-    # Where the part is in the concept model and in the tracker.
-    place_in_model: ClassVar[str]
-
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs) -> Any:
         """As in transformers; from a whole model's checkpoint, its part.
 
         Weights missing, left over or misshaped are errors that name them.
         """
+        part_class: Any = cls  # a PreTrainedModel, which this is mixed into
+        options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
         stored = {}
         if pretrained_model_name_or_path is not None:  # with it, transformers takes a state_dict
-            options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
             stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **options)
-        if stored.get("model_type") not in WHOLE_MODELS:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        loaded = AutoModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model, info = loaded if kwargs.get("output_loading_info") else (loaded, None)
-        part = model.get_submodule(cls.place_in_model)
-        if not isinstance(part, cls):
-            raise ValueError(
-                f"The {cls.place_in_model} of this checkpoint is a {type(part).__name__}, not a "
-                f"{cls.__name__}. Load the whole model and take it from there."
+        model_type = stored.get("model_type")
+        if model_type == part_class.config_class.model_type or model_type not in WHOLE_MODELS:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *args, config=config, **kwargs
             )
+        whole = AutoConfig.from_pretrained(pretrained_model_name_or_path, **options)
+        kwargs = set_part(whole, part_class, config, kwargs)
+        loaded = AutoModel.from_pretrained(
+            pretrained_model_name_or_path, *args, config=whole, **kwargs
+        )
+        model, info = loaded if kwargs.get("output_loading_info") else (loaded, None)
+        part = next(module for module in model.modules() if isinstance(module, cls))
         return part if info is None else (part, info)
+
+
+def set_part(
+    whole: PreTrainedConfig, part_class: Any, config: Any, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Put the configuration of a part into that of the whole.
+
+    Args:
+        whole: Of the checkpoint.
+        part_class: Model of the part.
+        config: The part's configuration in place of the stored one; None for that.
+        options: What `from_pretrained` got. Fields of the part are set.
+
+    Returns:
+        The options that are no fields.
+    """
+    field, config_class = part_class.config_class.base_config_key, part_class.config_class
+    holder: Any = whole if hasattr(whole, field) else getattr(whole, "vision_config", None)
+    stored = getattr(holder, field, None)
+    if not isinstance(stored, config_class):
+        found = f"its {field} is a {type(stored).__name__}" if stored else f"it has no {field}"
+        raise ValueError(
+            f"This checkpoint of type {whole.model_type!r} holds no {part_class.__name__}: "
+            f"{found}. Load the whole model and take its parts from there."
+        )
+    if config is None:
+        kept = {name: options.pop(name) for name in MODEL_OPTIONS if name in options}
+        config, options = config_class.from_dict(
+            stored.to_dict(), return_unused_kwargs=True, **options
+        )
+        options |= kept
+    elif not isinstance(config, config_class):
+        raise TypeError(
+            f"The config of a {part_class.__name__} must be a {config_class.__name__}, not a "
+            f"{type(config).__name__}."
+        )
+    setattr(holder, field, config)
+    return options
 
 
 def check_loading(

@@ -46,6 +46,14 @@ class EfficientSam3BackboneConfig(SelfContainedConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
 
+    def validate_architecture(self):
+        """Refuse sizes that no image has."""
+        if self.patch_size < 1 or self.image_size < self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} and patch_size={self.patch_size} make no token: "
+                "both must be positive, and an image at least as large as a patch."
+            )
+
 
 # What the lateral neck needs of a backbone, where the caller does not say otherwise.
 _LATERAL_BACKBONE = {"hidden_size": None, "patch_size": 16, "image_size": 1024}
@@ -110,6 +118,21 @@ class EfficientSam3VisionConfig(CompositeConfig, SelfContainedConfigMixin, PreTr
             )
         if self.neck == "sam3" and backbone.hidden_size is None:
             raise ValueError("The sam3 neck needs a backbone_config with a hidden_size, e.g. 1024.")
+        self.check_image_size((self.image_size, self.image_size))
+
+    def check_image_size(self, image_size: tuple[int, int]) -> None:
+        """Raise if the neck cannot serve an image of this (height, width)."""
+        if self.neck == "lateral":
+            allowed = "multiples of 16 from 32 on"
+            fits = all(side >= 32 and side % 16 == 0 for side in image_size)
+        else:
+            allowed = "28 pixels and more"
+            fits = all(side >= 28 for side in image_size)
+        if not fits:
+            raise ValueError(
+                f"The {self.neck} neck takes sides of {allowed}, not an image of "
+                f"{image_size[0]} x {image_size[1]}."
+            )
 
     @property
     def image_size(self) -> int:
@@ -118,6 +141,7 @@ class EfficientSam3VisionConfig(CompositeConfig, SelfContainedConfigMixin, PreTr
 
     @image_size.setter
     def image_size(self, value: int) -> None:
+        self.check_image_size((value, value))
         self.backbone_config.image_size = value
 
     @property
@@ -170,6 +194,7 @@ class EfficientSam3TextConfig(SelfContainedConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse a context that the position table cannot serve."""
+        check_context_length(self.context_length)
         if self.context_length > self.max_position_embeddings:
             raise ValueError(
                 f"context_length={self.context_length} needs a position table of at least as many "
@@ -294,7 +319,9 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
     initializer_range: float = 0.02
 
     def validate_architecture(self):
-        """Refuse widths that do not fit together."""
+        """Refuse widths that do not fit together, and sizes that cannot work."""
+        check_context_length(self.context_length)
+        check_side(self.image_size)
         check_equal_widths(
             {
                 "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,
@@ -312,6 +339,7 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
 
     @image_size.setter
     def image_size(self, value: int) -> None:
+        check_side(value)
         self.vision_config.image_size = value
         for tracker in (self.tracker_config, self.tracker_video_config):
             if tracker is not None:
@@ -322,6 +350,23 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
         """Tokens of a padded phrase."""
         text: Any = self.text_config
         return getattr(text, "context_length", None) or text.max_position_embeddings
+
+
+def check_context_length(length: int) -> None:
+    """Raise for a context that holds no phrase."""
+    if length < 3:
+        raise ValueError(
+            f"A context of {length} tokens holds no phrase: it takes 3 and more, the first and the "
+            "last of which mark start and end."
+        )
+
+
+def check_side(image_size: int) -> None:
+    """Raise for an image size that no vision encoder takes, be it of the family or not."""
+    if image_size < 28:
+        raise ValueError(
+            f"image_size={image_size} is none: sides are of 28 pixels and more, e.g. 1008."
+        )
 
 
 CONFIGURATIONS = (

@@ -1,10 +1,12 @@
 """Images to pixels and predictions to masks: the one transform of teacher and students."""
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
@@ -30,37 +32,73 @@ class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcesso
     """SAM 3's transform: squash to a square, scale to [-1, 1].
 
     Grey images become RGB, transparent ones are laid over white, 16-bit ones (`uint16`, and PIL's
-    modes "I" and "I;16") are scaled to 8 bits. Wider integers and floats count from 0 to 255.
-    Values that are not finite, and integers out of range, are errors.
+    modes "I" and "I;16") are scaled to 8 bits. Wider integers and floats count from 0 to 255, or
+    floats from 0 to 1 with `do_rescale=False`. Values that are not finite, and integers out of
+    range, are errors.
+
+    Files are read likewise, upright. What is behind a URL loses its transparency, and so does the
+    transparent level of grey of a 16-bit PNG.
     """
 
     def preprocess(self, images, segmentation_maps=None, **kwargs):
-        """As in transformers; a grey image may also be an array (height, width)."""
-        many = isinstance(images, list | tuple)
-        images = [add_channel(image) for image in (images if many else [images])]
-        do_rescale = kwargs.get("do_rescale")
-        for image in images:
-            check_finite(image)
-            if self.do_rescale if do_rescale is None else do_rescale:
-                warn_of_shares(image)
-        return super().preprocess(images if many else images[0], segmentation_maps, **kwargs)
+        """As in transformers; a grey image may also be an array (height, width).
 
-    def process_image(
-        self,
-        image,
-        do_convert_rgb: bool | None = None,
-        input_data_format=None,
-        device=None,
-        **kwargs,
-    ) -> Tensor:
-        """One image of any kind to channels first."""
-        if do_convert_rgb:  # not for segmentation maps, whose values are labels
-            image = to_rgb(to_eight_bits(image), input_data_format)
-            input_data_format = ChannelDimension.FIRST
-        image = super().process_image(image, False, input_data_format, device, **kwargs)
-        if min(image.shape[-2:]) == 0:
-            raise ValueError(f"An image of {image.shape[-2]} x {image.shape[-1]} pixels is empty.")
-        return image
+        Args:
+            images: A path, URL, PIL image, array (height, width) or with channels first or last, or
+                a tensor; a batch, or a list of them.
+            segmentation_maps: One for each image, where there are any.
+            kwargs: Options.
+        """
+        converts, rescales = (
+            getattr(self, name) if kwargs.get(name) is None else kwargs[name]
+            for name in ("do_convert_rgb", "do_rescale")
+        )
+        data_format = kwargs.pop("input_data_format", None)
+        pictures = []
+        for image in self.flatten(images):
+            check_pixels(image)
+            if rescales:
+                warn_of_shares(image)
+            image = to_eight_bits(image) if converts else image
+            full_scale = 255 if rescales else 1
+            pictures.append(
+                to_rgb(image, data_format, full_scale)
+                if converts
+                else channels_first(image, data_format)
+            )
+        if not pictures:
+            raise ValueError("images is empty. Leave it out, or give None, if there is nothing.")
+        encoding = super().preprocess(
+            pictures, segmentation_maps, input_data_format=ChannelDimension.FIRST, **kwargs
+        )
+        if "labels" in encoding and len(encoding["labels"]) != len(pictures):
+            raise ValueError(
+                f"{len(encoding['labels'])} segmentation maps do not fit {len(pictures)} images: "
+                "give one for each."
+            )
+        return encoding
+
+    def flatten(self, images) -> list[Any]:
+        """Single images out of one, a batch, or nested lists of them."""
+        if isinstance(images, list | tuple):
+            return [image for item in images for image in self.flatten(item)]
+        if isinstance(images, str | os.PathLike):
+            if not os.path.isfile(images):
+                return [self.fetch_images(os.fspath(images))]
+            with Image.open(images) as opened:
+                return [ImageOps.exif_transpose(opened)]
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            return list(images)
+        if isinstance(images, np.ndarray | Tensor) and images.ndim not in (2, 3):
+            raise ValueError(
+                f"An image is (height, width) or has channels besides, not {tuple(images.shape)}."
+            )
+        if not isinstance(images, Image.Image | np.ndarray | Tensor):
+            raise TypeError(
+                "An image is a path, a URL, a PIL image, an array or a tensor, not "
+                f"{type(images).__name__}."
+            )
+        return [images]
 
     def post_process_instance_segmentation(
         self,
@@ -126,12 +164,6 @@ class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcesso
         return sizes
 
 
-def add_channel(image):
-    """An array (height, width) as (1, height, width); anything else as it is."""
-    is_grey = isinstance(image, np.ndarray | Tensor) and image.ndim == 2
-    return image[None] if is_grey else image
-
-
 def to_eight_bits(image):
     """Scale 16-bit values and booleans to what 8 bits hold; leave bytes and floats as they are.
 
@@ -143,7 +175,13 @@ def to_eight_bits(image):
             return image
         has_sixteen_bits = image.mode.startswith("I")  # that is how PIL opens such a PNG
         image = np.array(image)  # PIL itself would clip to white
-        image = image.clip(0, 65535).astype(np.uint16) if has_sixteen_bits else image
+        if has_sixteen_bits:
+            if image.min() < 0 or image.max() > 65535:
+                raise ValueError(
+                    f"An image of PIL's mode 'I' holds values from {image.min()} to {image.max()}; "
+                    "they count from 0 to 65535."
+                )
+            image = image.astype(np.uint16)
     if not isinstance(image, np.ndarray | Tensor):
         return image
     pixels = torch.as_tensor(image)
@@ -165,36 +203,53 @@ def to_eight_bits(image):
     return pixels.numpy() if isinstance(image, np.ndarray) else pixels
 
 
-def to_rgb(image, input_data_format=None) -> Tensor:
+def to_rgb(image, input_data_format=None, full_scale: float = 255) -> Tensor:
     """An image of any kind as (3, height, width), transparent pixels laid over white.
 
     transformers 5.20 leaves grey and transparent arrays as they are, and drops PIL's transparency.
+
+    Args:
+        image: PIL image, array or tensor.
+        input_data_format: Where channels are; None to see from the shape.
+        full_scale: What stands for white in an image of floats; 255 in all others.
     """
     if isinstance(image, Image.Image):
         is_transparent = "A" in image.getbands() or "transparency" in image.info
-        image = np.array(image.convert("RGBA" if is_transparent else "RGB"))
-        input_data_format = ChannelDimension.LAST
-    image = torch.as_tensor(image)
-    if image.ndim == 2:
-        image, input_data_format = image[None], ChannelDimension.FIRST
-    if input_data_format is None:
-        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-    if input_data_format == ChannelDimension.LAST:
-        image = image.movedim(-1, 0)
+        image = image.convert("RGBA" if is_transparent else "RGB")
+    image = channels_first(image, input_data_format)
     if image.shape[0] == 4:
-        alpha = image[3:] / 255
-        image = (alpha * image[:3] + (1 - alpha) * 255).round().to(image.dtype)
+        is_float = image.is_floating_point()
+        white = full_scale if is_float else 255
+        alpha = image[3:] / white
+        mixed = alpha * image[:3] + (1 - alpha) * white
+        image = mixed if is_float else mixed.round().to(image.dtype)
     return image.expand(3, -1, -1)
 
 
-def check_finite(image) -> None:
-    """Raise if an image holds NaN or infinity."""
-    if isinstance(image, Image.Image) and image.mode == "F":
-        image = np.array(image)
-    if isinstance(image, np.ndarray):
-        finite = bool(np.isfinite(image).all())
+def channels_first(image, input_data_format=None) -> Tensor:
+    """An image of any kind as a tensor (channels, height, width)."""
+    if isinstance(image, Image.Image):
+        image, input_data_format = np.array(image), ChannelDimension.LAST
+    image = torch.as_tensor(image)
+    if image.ndim == 2:
+        return image[None]
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    return image.movedim(-1, 0) if input_data_format == ChannelDimension.LAST else image
+
+
+def check_pixels(image) -> None:
+    """Raise if an image has no pixels, or some that are NaN or infinite."""
+    if isinstance(image, Image.Image):
+        shape, values = (image.height, image.width), np.array(image) if image.mode == "F" else None
     else:
-        finite = not isinstance(image, Tensor) or bool(image.isfinite().all())
+        shape, values = tuple(image.shape), image
+    if 0 in shape:
+        raise ValueError(f"An image of shape {shape} is empty.")
+    if isinstance(values, np.ndarray):
+        finite = bool(np.isfinite(values).all())
+    else:
+        finite = values is None or bool(values.isfinite().all())
     if not finite:
         raise ValueError("An image holds NaN or infinite pixels; repair it or leave it out.")
 

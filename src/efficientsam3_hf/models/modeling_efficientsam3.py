@@ -22,6 +22,16 @@ from transformers.models.sam3.modeling_sam3 import (
 from transformers.utils import can_return_tuple
 
 from .checkpoint_layout import StrictLoadingMixin
+from .concept_inputs import (
+    check_exemplars,
+    check_levels,
+    check_options,
+    check_pixels,
+    check_precision,
+    check_vit_image_size,
+    repeat_prompt,
+    select_images,
+)
 from .configuration_efficientsam3 import EfficientSam3Config
 from .from_teacher import FromTeacherMixin
 from .geometry_encoder import EfficientSam3GeometryEncoder
@@ -34,9 +44,6 @@ from .modeling_efficientsam3_vision import (
 
 TextFeatures = Tensor | Mapping[str, Tensor]
 VisionFeatures = Mapping[str, Sequence[Tensor]] | Sequence[Tensor]
-
-# What `forward` hands on to the modules, beside its own arguments.
-OUTPUT_OPTIONS = {"output_attentions", "output_hidden_states", "return_dict"}
 
 
 @dataclass
@@ -151,6 +158,7 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
         Args:
             pixel_values: (images, 3, height, width) as the image processor makes them.
         """
+        check_pixels(pixel_values)
         if self.config.vision_config.model_type == "sam3_vision_model":
             check_vit_image_size(pixel_values, self.image_size)
         return self.vision_encoder(pixel_values, **kwargs)
@@ -189,7 +197,7 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
                 order, or all prompts for a single image, or a single prompt for all images.
             original_sizes: Not used; taken so that `model(**processor(...))` works.
         """
-        check_options(kwargs)
+        kwargs = check_options(type(self).__name__, kwargs)
         if (pixel_values is None) == (vision_embeds is None):
             raise ValueError("You must specify exactly one of pixel_values or vision_embeds")
         if (input_ids is None) == (text_embeds is None):
@@ -203,6 +211,10 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             )
         levels, positions, vision_outputs = self.unpack_vision(vision_embeds)
         prompt, prompt_mask = self.unpack_text(text_embeds, attention_mask)
+        if pixel_values is None:
+            check_precision("vision_embeds", levels[-1], self.dtype)
+        if input_ids is None:
+            check_precision("text_embeds", prompt, self.dtype)
         boxes, boxes_labels = check_exemplars("box", input_boxes, input_boxes_labels, 4)
         points, points_labels = check_exemplars("point", input_points, input_points_labels, 2)
 
@@ -297,13 +309,14 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             )
         if not isinstance(vision_embeds, Mapping):
             vision_embeds = {"fpn_hidden_states": tuple(vision_embeds)}
+        if vision_embeds.get("fpn_hidden_states") is None:
+            raise ValueError(
+                f"vision_embeds holds {sorted(vision_embeds)}, but no fpn_hidden_states, which "
+                "are what the heads read of get_vision_features."
+            )
         vision_embeds = EfficientSam3VisionOutput(**vision_embeds)
         levels = list(vision_embeds.fpn_hidden_states[:3])
-        if len(levels) < 3:
-            raise ValueError(
-                f"vision_embeds holds {len(levels)} maps, not the three (finest first) that the "
-                "heads read. Keep fpn_hidden_states of get_vision_features whole."
-            )
+        check_levels(levels)
         if vision_embeds.fpn_position_encoding is not None:
             return levels, vision_embeds.fpn_position_encoding[2], vision_embeds
         coarsest = levels[-1]
@@ -317,6 +330,11 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
         if isinstance(text_embeds, Mapping):
             if attention_mask is None:
                 attention_mask = text_embeds.get("attention_mask")
+            if "pooler_output" not in text_embeds:
+                raise ValueError(
+                    f"text_embeds holds {sorted(text_embeds)}, but no pooler_output, which is what "
+                    "the detector reads of get_text_features."
+                )
             text_embeds = text_embeds["pooler_output"]
         width = self.text_projection.out_features
         if text_embeds.ndim != 3 or text_embeds.shape[-1] != width:
@@ -351,84 +369,6 @@ def build_text_encoder(config) -> PreTrainedModel:
         f"There is no text tower of type {config.model_type!r}: text_config must be of "
         "'efficientsam3_text' (MobileCLIP) or 'clip_text_model' (SAM 3's own)."
     )
-
-
-def check_options(options: Mapping[str, object]) -> None:
-    """Raise for arguments that nothing would read."""
-    if options.get("labels") is not None:
-        raise ValueError(
-            "The model computes no loss and takes no labels: keep them out of its inputs, and "
-            "compare its outputs with them yourself."
-        )
-    unknown = [name for name in options if name not in OUTPUT_OPTIONS | {"labels"}]
-    if unknown:
-        raise TypeError(
-            f"EfficientSam3Model.forward has no argument {unknown[0]!r}. Beside those of its "
-            f"signature it takes {', '.join(sorted(OUTPUT_OPTIONS))}."
-        )
-
-
-def check_vit_image_size(pixel_values: Tensor, image_size: int) -> None:
-    """Raise if the ViT, whose positions are laid out for one size, gets another."""
-    if tuple(pixel_values.shape[-2:]) != (image_size, image_size):
-        height, width = pixel_values.shape[-2:]
-        raise ValueError(
-            f"The ViT of this configuration takes {image_size} x {image_size}, not {height} x "
-            f"{width}. Load the model with image_size={height} (a multiple of 14), or resize."
-        )
-
-
-def check_exemplars(
-    kind: str, exemplars: Tensor | None, labels: Tensor | None, coordinates: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Boxes or points with labels that fit them, or None if there are none."""
-    if exemplars is None or exemplars.numel() == 0:
-        return None, None
-    if exemplars.ndim != 3 or exemplars.shape[-1] != coordinates:
-        raise ValueError(
-            f"Exemplars of kind {kind!r} must be (prompts, count, {coordinates}), not "
-            f"{tuple(exemplars.shape)}."
-        )
-    if labels is None:
-        labels = torch.ones(exemplars.shape[:2], dtype=torch.long, device=exemplars.device)
-    if labels.shape != exemplars.shape[:2]:
-        raise ValueError(
-            f"{kind} labels {tuple(labels.shape)} do not fit {tuple(exemplars.shape[:2])} of them."
-        )
-    return exemplars, labels
-
-
-def select_images(
-    levels: Sequence[Tensor], position: Tensor, image_indices: Tensor | None, num_prompts: int
-) -> tuple[list[Tensor], Tensor]:
-    """Maps and position encoding of the image that each prompt is about."""
-    num_images = len(levels[-1])
-    if image_indices is None:
-        if num_images == num_prompts or num_prompts == 1:
-            return list(levels), position
-        if num_images != 1:
-            raise ValueError(
-                f"{num_prompts} prompts do not fit {num_images} images. Pass image_indices to say "
-                "which image each prompt is about."
-            )
-        # Views: the maps of a single image are shared by all prompts.
-        return (
-            [level.expand(num_prompts, -1, -1, -1) for level in levels],
-            position.expand(num_prompts, -1, -1, -1),
-        )
-    if len(image_indices) < num_prompts:
-        raise ValueError(
-            f"image_indices names {len(image_indices)} images for {num_prompts} prompts."
-        )
-    return [level[image_indices] for level in levels], position[image_indices]
-
-
-def repeat_prompt(kind: str, count: int, *tensors: Tensor) -> list[Tensor]:
-    """Tensors of `count` prompts, a single prompt being repeated for all."""
-    given = len(tensors[0])
-    if given not in (1, count):
-        raise ValueError(f"{given} of kind {kind!r} do not fit {count} prompts: give 1 or {count}.")
-    return [tensor.expand(count, *tensor.shape[1:]) for tensor in tensors]
 
 
 AutoModel.register(EfficientSam3Config, EfficientSam3Model, exist_ok=True)

@@ -28,7 +28,6 @@ class EfficientSam3TextModel(PartLoadingMixin, Sam3LiteTextTextModel):
 
     config: EfficientSam3TextConfig
     config_class = EfficientSam3TextConfig
-    place_in_model = "text_encoder"
     main_input_name = "input_ids"
     input_modalities = ["text"]
     _can_record_outputs = {"attentions": Sam3LiteTextTextAttention}

@@ -9,6 +9,7 @@ from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerMo
 from transformers.utils import can_return_tuple
 
 from .checkpoint_layout import TRACKER_RENAMES, StrictLoadingMixin, tracker_weights
+from .concept_inputs import check_options, check_pixels
 from .configuration_efficientsam3 import EfficientSam3Config, EfficientSam3TrackerConfig
 from .from_teacher import FromTeacherMixin
 from .modeling_efficientsam3_vision import fuse_vision_encoder
@@ -41,9 +42,41 @@ class EfficientSam3TrackerModel(StrictLoadingMixin, FromTeacherMixin, Sam3Tracke
         fuse_vision_encoder(self.vision_encoder)
         return self
 
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        image_embeddings: list[Tensor] | None = None,
+        multimask_output: bool = True,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        **kwargs,
+    ):
+        """As in transformers; arguments that nothing would read are errors.
+
+        `original_sizes` is not used, and taken so that `model(**processor(...))` works.
+        """
+        return super().forward(
+            pixel_values=pixel_values,
+            input_points=input_points,
+            input_labels=input_labels,
+            input_boxes=input_boxes,
+            input_masks=input_masks,
+            image_embeddings=image_embeddings,
+            multimask_output=multimask_output,
+            attention_similarity=attention_similarity,
+            target_embedding=target_embedding,
+            **check_options(type(self).__name__, kwargs),
+        )
+
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs):
         """The three maps that the mask decoder reads, flattened to (pixels, batch, channels)."""
+        check_pixels(pixel_values)
         size = self.image_size
         if tuple(pixel_values.shape[-2:]) != (size, size):
             raise ValueError(

@@ -55,7 +55,6 @@ class EfficientSam3Backbone(PartLoadingMixin, PreTrainedModel):
 
     config: EfficientSam3BackboneConfig
     config_class = EfficientSam3BackboneConfig
-    place_in_model = "vision_encoder.backbone"
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -90,6 +89,8 @@ class EfficientSam3Backbone(PartLoadingMixin, PreTrainedModel):
     def load_pretrained_trunk(self) -> None:
         """Fetch timm's ImageNet weights for the trunk."""
         pretrained = build_trunk(self.config.trunk, pretrained=True)
+        if self.config.fused:
+            fuse_trunk(pretrained)
         self.trunk.load_state_dict(pretrained.state_dict())
 
     def fuse(self) -> "EfficientSam3Backbone":
@@ -198,7 +199,6 @@ class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
 
     config: EfficientSam3VisionConfig
     config_class = EfficientSam3VisionConfig
-    place_in_model = "vision_encoder"
     base_model_prefix = "vision_encoder"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -229,7 +229,7 @@ class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
     ) -> EfficientSam3VisionOutput | tuple:
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
-        self.check_image_size(pixel_values.shape[-2:])
+        self.config.check_image_size(pixel_values.shape[-2:])
         backbone_output = self.backbone(pixel_values, return_dict=True, **kwargs)
         levels = self.neck(backbone_output.feature_maps)
         return EfficientSam3VisionOutput(
@@ -239,20 +239,6 @@ class EfficientSam3VisionModel(PartLoadingMixin, PreTrainedModel):
             hidden_states=backbone_output.hidden_states,
             feature_maps=backbone_output.feature_maps,
         )
-
-    def check_image_size(self, image_size: tuple[int, int]) -> None:
-        """Raise if the neck cannot serve an image of this (height, width)."""
-        if self.config.neck == "lateral":
-            allowed = "multiples of 16 from 32 on"
-            fits = all(side >= 32 and side % 16 == 0 for side in image_size)
-        else:
-            allowed = "28 pixels and more"
-            fits = all(side >= 28 for side in image_size)
-        if not fits:
-            raise ValueError(
-                f"The {self.config.neck} neck takes sides of {allowed}, not an image of "
-                f"{image_size[0]} x {image_size[1]}."
-            )
 
     def token_map(
         self, backbone_output: EfficientSam3BackboneOutput, levels: tuple[Tensor, ...]

@@ -15,7 +15,9 @@ from .prompts import (
     VISUAL_PHRASE,
     check_box,
     check_labels,
+    check_options,
     check_point,
+    check_sizes,
     clean_phrase,
     is_list,
     to_lists,
@@ -31,7 +33,8 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
 
     A prompt is a phrase, exemplar boxes and exemplar points for one image, each alone or combined.
     Prompts are given one for each image, several for a single image, or as a list of lists: the
-    prompts of the first image, of the second, ...
+    prompts of the first image, of the second, ... A single phrase, list of boxes or list of points
+    goes with all prompts.
 
     Coordinates are pixels of the original images. A box that leaves its image is clipped to it; one
     outside, or without area, is an error, and so is a point outside.
@@ -64,10 +67,12 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
                 single image), or a list of such lists. None beside exemplars means "visual".
             segmentation_maps: Ground truth for each image, resized to the size of the predicted
                 masks and returned as `labels`, which the model itself does not take.
-            input_boxes: Exemplar boxes (x1, y1, x2, y2): for each prompt a list of boxes or None.
+            input_boxes: Exemplar boxes (x1, y1, x2, y2): for each prompt a list of boxes or None. A
+                single list is for all prompts, in pixels of the image of each.
             input_boxes_labels: 1 for "like this", 0 for "unlike this"; all 1 if left out. -10 marks
-                a box that only fills up a list.
-            input_points: Exemplar points (x, y): for each prompt a list of points or None.
+                a box that only fills up a list. A single list is for all prompts.
+            input_points: Exemplar points (x, y): for each prompt a list of points or None, as for
+                boxes.
             input_points_labels: As for boxes.
             original_sizes: (height, width) of images whose vision features are at hand.
             return_tensors: Only `"pt"`.
@@ -80,11 +85,13 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors must be 'pt', not {return_tensors!r}.")
-        refuse_empty(images=images, text=text, input_boxes=input_boxes, input_points=input_points)
-        encoding = BatchFeature()
-        sizes = None
+        check_options(kwargs, self.image_processor, has_images=images is not None)
         if images is not None and original_sizes is not None:
             raise ValueError("Give images or original_sizes, not both: images bring their sizes.")
+        if images is None and segmentation_maps is not None:
+            raise ValueError("segmentation_maps go with images, and there are none.")
+        encoding = BatchFeature()
+        sizes = None
         if images is not None:
             encoding.update(
                 self.image_processor(
@@ -93,17 +100,11 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
             )
             sizes = encoding["original_sizes"].tolist()
         elif original_sizes is not None:
-            sizes = [[int(side) for side in size] for size in original_sizes]
+            sizes = check_sizes(original_sizes)
 
-        phrases = text if text is None or isinstance(text, str) else list(text)
-        boxes, boxes_labels = to_lists(input_boxes), to_lists(input_boxes_labels)
-        points, points_labels = to_lists(input_points), to_lists(input_points_labels)
-        for kind, exemplars, labels in (
-            ("boxes", boxes, boxes_labels),
-            ("points", points, points_labels),
-        ):
-            if exemplars is None and labels is not None:
-                raise ValueError(f"input_{kind}_labels label nothing: there are no input_{kind}.")
+        phrases = text if isinstance(text, str) else list_of("text", text)
+        boxes, boxes_labels = exemplar_lists("boxes", input_boxes, input_boxes_labels)
+        points, points_labels = exemplar_lists("points", input_points, input_points_labels)
         has_exemplars = boxes is not None or points is not None
         if images is None and phrases is None and not has_exemplars:
             raise ValueError("There is nothing to process: give images, text, boxes or points.")
@@ -111,7 +112,7 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
             raise ValueError("Boxes and points need images, or original_sizes, to be measured by.")
 
         image_indices = None
-        if isinstance(phrases, list) and any(isinstance(item, list | tuple) for item in phrases):
+        if isinstance(phrases, list) and any(is_list(item) for item in phrases):
             image_indices = nested_indices(phrases, 1 if sizes is None else len(sizes))
             counts = [len(of_image) for of_image in phrases]
             boxes = flatten("boxes", boxes, counts)
@@ -120,8 +121,11 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
             points_labels = flatten("point labels", points_labels, counts)
             phrases = flatten("text", phrases, counts)
 
-        parts = [part for part in (phrases, boxes, points) if isinstance(part, list)]
-        count = max([len(part) for part in parts], default=1 if sizes is None else len(sizes))
+        if not any([*(boxes or ()), *(boxes_labels or ())]):
+            boxes = None
+        if not any([*(points or ()), *(points_labels or ())]):
+            points = None
+        count = count_prompts(1 if sizes is None else len(sizes), phrases, boxes, points)
         if sizes is not None:
             sizes = sizes_of_prompts(sizes, image_indices, count)
             encoding["original_sizes"] = torch.tensor(sizes)
@@ -188,11 +192,36 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
         )
 
 
-def refuse_empty(**arguments: Any) -> None:
-    """Raise for an argument that is given, but holds nothing."""
-    for name, value in arguments.items():
-        if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 0:
-            raise ValueError(f"{name} is empty. Leave it out, or give None, if there is nothing.")
+def list_of(name: str, value: Any) -> list | None:
+    """An argument as nested lists; one that is none, or holds nothing, is an error."""
+    lists = to_lists(value)
+    if lists is not None and not isinstance(lists, list):
+        kind = "a phrase or a list of them" if name == "text" else "nested lists or a tensor"
+        raise TypeError(f"{name} must be {kind}, not {type(value).__name__}: {value!r}.")
+    if lists == []:
+        raise ValueError(f"{name} is empty. Leave it out, or give None, if there is nothing.")
+    return lists
+
+
+def exemplar_lists(kind: str, exemplars: Any, labels: Any) -> tuple[list | None, list | None]:
+    """Boxes or points and their labels as nested lists."""
+    if exemplars is None and labels is not None:
+        raise ValueError(f"input_{kind}_labels label nothing: there are no input_{kind}.")
+    return list_of(f"input_{kind}", exemplars), list_of(f"input_{kind}_labels", labels)
+
+
+def count_prompts(num_images: int, phrases: Any, boxes: list | None, points: list | None) -> int:
+    """How many prompts phrases, boxes and points make, each of which may be one for all."""
+    given = {"text": phrases, "input_boxes": boxes, "input_points": points}
+    counts = {name: len(part) for name, part in given.items() if isinstance(part, list)}
+    count = max(counts.values(), default=num_images)
+    for name, number in counts.items():
+        if number not in (1, count):
+            raise ValueError(
+                f"{name} for {number} prompts do not fit {count} prompts: give an entry (or None) "
+                "for each, or a single one for all."
+            )
+    return count
 
 
 def flatten(kind: str, nested: list | None, counts: list[int]) -> list | None:
@@ -221,7 +250,7 @@ def flatten(kind: str, nested: list | None, counts: list[int]) -> list | None:
 
 def nested_indices(phrases: list, num_images: int) -> list[int]:
     """Which image each prompt of a list of lists is about."""
-    if not all(isinstance(of_image, list | tuple) for of_image in phrases):
+    if not all(is_list(of_image) for of_image in phrases):
         raise ValueError("Give a list of phrases for every image, or for none.")
     if len(phrases) != num_images:
         raise ValueError(f"{len(phrases)} lists of phrases do not fit {num_images} images.")
@@ -252,17 +281,12 @@ def encode_exemplars(
     encode: Callable[[Sequence[float], Sequence[int]], list[float]],
 ) -> tuple[Tensor, Tensor]:
     """Boxes or points of each prompt, in [0, 1] and padded to one length, with their labels."""
-    if len(exemplars) not in (1, len(sizes)):
-        raise ValueError(
-            f"Lists of kind {kind!r} for {len(exemplars)} prompts do not fit {len(sizes)} prompts."
-        )
-    if labels is not None and len(labels) != len(exemplars):
+    if labels is not None and len(labels) not in (1, len(exemplars)):
         raise ValueError(
             f"{kind} labels for {len(labels)} prompts do not fit {len(exemplars)} prompts."
         )
     if len(exemplars) == 1 and len(set(map(tuple, sizes))) > 1:
         exemplars = exemplars * len(sizes)  # the same pixels are other shares of other images
-        labels = None if labels is None else labels * len(sizes)
     filler = [0.5] * (4 if kind == "box" else 2)  # any valid place: its label says to ignore it
     rows, row_labels = [], []
     for index, of_prompt in enumerate(exemplars):
@@ -270,6 +294,11 @@ def encode_exemplars(
         if not is_list(given):
             raise ValueError(
                 f"Prompt {index} has {given!r} in place of a list of exemplars of kind {kind!r}."
+            )
+        if any(is_list(number) for exemplar in given if is_list(exemplar) for number in exemplar):
+            raise ValueError(
+                f"Prompt {index} has lists of lists of kind {kind!r}: {given!r}. Where images have "
+                "lists of prompts each, so has text: [[None], [None]] if there are no phrases."
             )
         of_labels = item_at(labels, index)
         of_labels = [1] * len(given) if of_labels is None else of_labels

@@ -2,7 +2,8 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import ftfy
@@ -64,7 +65,7 @@ def check_point(point: Sequence[float], size: tuple[int, int]) -> list[float]:
 def check_coordinates(kind: str, numbers: Sequence[float]) -> list[float]:
     """The coordinates of a box or point as floats, finite and as many as there should be."""
     names = COORDINATES[kind]
-    if not is_list(numbers) or any(is_list(number) for number in numbers):
+    if not is_list(numbers) or not all(isinstance(number, Real) for number in numbers):
         raise ValueError(
             f"A {kind} must be a list of numbers ({', '.join(names)}), not {numbers!r}. Are the "
             "lists nested as deep as they should be?"
@@ -92,13 +93,39 @@ def check_labels(kind: str, labels: Sequence[int], count: int, allowed: Sequence
     return [int(label) for label in labels]
 
 
+def check_sizes(sizes: Any) -> list[list[int]]:
+    """(height, width) of each image, as whole numbers."""
+    lists = to_lists(sizes)
+    is_good = is_list(lists) and all(
+        is_list(size) and len(size) == 2 and all(isinstance(side, Real) for side in size)
+        for size in lists
+    )
+    if not (is_good and lists) or min(map(min, lists)) < 1:
+        raise ValueError(
+            "original_sizes must be a list of (height, width), one for each image, such as "
+            f"[(480, 640)], not {lists!r}."
+        )
+    return [[int(side) for side in size] for size in lists]
+
+
+def check_options(options: Iterable[str], image_processor: Any, has_images: bool) -> None:
+    """Raise for arguments of a processor that nothing would read."""
+    known = set(image_processor.valid_kwargs.__annotations__) if has_images else set()
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"The processor has no argument {unknown[0]!r}. Beside those of its signature it takes "
+            "options of the image processor, where there are images."
+        )
+
+
 def is_list(data: Any) -> bool:
     """Whether this is a list of anything, a string being none."""
     return isinstance(data, Sequence) and not isinstance(data, str)
 
 
 def to_lists(data: Any) -> Any:
-    """Nested lists out of tensors, arrays and tuples; None and single values as they are."""
+    """Nested lists out of tensors, arrays and sequences; None and single values as they are."""
     if hasattr(data, "tolist"):
         return data.tolist()
-    return [to_lists(item) for item in data] if isinstance(data, list | tuple) else data
+    return [to_lists(item) for item in data] if is_list(data) else data
