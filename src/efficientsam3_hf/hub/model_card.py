@@ -15,7 +15,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
-from .contents import IMAGE_TRACKER, Folder, read_folder
+from ..models.pushing import CARD_FILE, LICENCE_FILE, MARKER, is_own_card
+from .contents import IMAGE_TRACKER, Folder, has_card, read_folder
 from .results import (
     Result,
     one_line,
@@ -27,9 +28,6 @@ from .results import (
 
 logger = logging.get_logger(__name__)
 
-CARD_FILE = "README.md"
-LICENCE_FILE = "LICENSE"
-MARKER = "<!-- Written by efficientsam3_hf. Take this line out to keep what you change. -->"
 SAM3 = "facebook/sam3"
 TEXT_TOWER = "text tower"
 
@@ -95,8 +93,7 @@ def write_model_card(
         write_results(results, folder)
     card = model_card(folder, name, repo_id, base_model=base_model)
     write_hub_files(read_results(folder), folder)
-    if not (folder / LICENCE_FILE).exists():
-        (folder / LICENCE_FILE).write_bytes(_asset("SAM_LICENSE.txt").read_bytes())
+    write_licence(folder)
     path = folder / CARD_FILE
     if is_own_card(path):
         logger.warning(f"{path} was not written by this package: it stays as it is.")
@@ -105,9 +102,23 @@ def write_model_card(
     return path
 
 
-def is_own_card(path: Path) -> bool:
-    """Whether there is a card that this package did not write."""
-    return path.is_file() and MARKER not in path.read_text(encoding="utf-8")
+def write_pushed_card(folder: Path, repo_id: str) -> bool:
+    """Write card and licence of a folder that is about to be pushed.
+
+    Returns:
+        Whether there is a card for what it holds; the licence is written in any case.
+    """
+    if has_card(folder):
+        write_model_card(folder, repo_id.split("/")[-1], repo_id)
+        return True
+    write_licence(folder)
+    return False
+
+
+def write_licence(folder: Path) -> None:
+    """Write the text of the SAM License, unless a `LICENSE` is there."""
+    if not (folder / LICENCE_FILE).exists():
+        (folder / LICENCE_FILE).write_bytes(_asset("SAM_LICENSE.txt").read_bytes())
 
 
 def keep_own_card(old: Path, new: Path) -> None:
