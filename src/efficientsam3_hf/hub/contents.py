@@ -104,8 +104,7 @@ def read_folder(folder: Path) -> Folder:
             f"A card needs a config.json whose model_type is {' or '.join(KINDS)}; in {folder} "
             f"{found}. Save the model there first."
         )
-    whole = folder / "model.safetensors"
-    weights = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    weights = find_weights(folder)
     is_concept = fields["model_type"] == EfficientSam3Config.model_type
     modules, dtypes = count_parameters(weights, is_concept)
     manifest = _read_json(folder / MANIFEST_FILE)
@@ -119,6 +118,15 @@ def read_folder(folder: Path) -> Folder:
         training=read_training(folder),
         has_remote_code="auto_map" in fields,
     )
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files that `from_pretrained` would read."""
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    index = _read_json(folder / "model.safetensors.index.json") or {"weight_map": {}}
+    return sorted({folder / name for name in index["weight_map"].values()})
 
 
 def count_parameters(
