@@ -314,8 +314,9 @@ def list_prompts(
             "There is nothing to look for: give text=, input_boxes= or input_points=, alone or "
             "together."
         )
-    is_one = not isinstance(text, Iterable) or isinstance(text, str)
-    phrases = [text] if is_one else list(text)
+    phrases: list[Any] = [text]
+    if isinstance(text, Iterable) and not isinstance(text, str):
+        phrases = list(text)
     if not all(isinstance(phrase, str | None) for phrase in phrases):
         raise ValueError(f"text must be a phrase or a list of phrases, not {text!r}.")
     if not phrases:

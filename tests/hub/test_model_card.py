@@ -36,8 +36,7 @@ from efficientsam3_hf import (
     EfficientSam3TrackerProcessor,
     zoo,
 )
-from efficientsam3_hf.hub import contents
-from efficientsam3_hf.hub import model_card as model_card_module
+from efficientsam3_hf.hub import contents, markdown
 from efficientsam3_hf.hub.model_card import MARKER, model_card, write_model_card
 from efficientsam3_hf.hub.results import (
     Result,
@@ -652,12 +651,13 @@ def test_what_was_left_out_is_listed_once_with_its_reason(converted):
 def test_overwriting_a_conversion_keeps_a_persons_card(tmp_path):
     source = save(released(), tmp_path / "file.pt")
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "README.md").write_text("# Mine\n")
+    card = "# À moi\n".encode("latin-1")  # in whatever encoding
+    (tmp_path / "model" / "README.md").write_bytes(card)
     (tmp_path / "model" / "config.json").touch()
 
     convert(source, tmp_path / "model", config=tiny_config(), overwrite=True)
 
-    assert (tmp_path / "model" / "README.md").read_text() == "# Mine\n"
+    assert (tmp_path / "model" / "README.md").read_bytes() == card
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
@@ -801,12 +801,12 @@ def test_names_of_folders_are_titles_as_they_are(name, tmp_path):
     card = model_card(tmp_path / name, results=[RESULT])
 
     assert ModelCard(str(card)).data.model_name == name
-    assert f"\n# {model_card_module.prose(name)}\n" in card.text
+    assert f"\n# {markdown.prose(name)}\n" in card.text
     compile(blocks(card)[0], "quick start", "exec")
 
 
 def test_examples_in_docstrings_are_true():
-    outcome = doctest.testmod(model_card_module)
+    outcome = doctest.testmod(markdown)
 
     assert outcome.attempted > 0
     assert outcome.failed == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from transformers.utils import logging
 
 from ..models.pushing import CARD_FILE, LICENCE_FILE, MARKER, is_own_card
 from .contents import IMAGE_TRACKER, Folder, has_card, read_folder
+from .markdown import block, code, prose
 from .results import (
     Result,
     find_private,
@@ -172,7 +172,7 @@ def card_data(
     if held.is_student:
         tags.append("knowledge-distillation")
     datasets = [dataset for stage in held.training for dataset in stage.datasets]
-    licence = {"license": "unknown" if held.modules else None}
+    licence: dict[str, Any] = {"license": "unknown" if held.modules else None}
     if base_model:
         licence = {"license": "other", "license_name": "sam-license", "license_link": LICENCE_FILE}
     return ModelCardData(
@@ -361,42 +361,6 @@ def describe_text_licence(held: Folder) -> str | None:
         "([LICENSE_MODELS](https://github.com/apple/ml-mobileclip/blob/main/LICENSE_MODELS)). "
         "Settle that before any other use."
     )
-
-
-def prose(text: Any) -> str:
-    """A text that Markdown leaves as it is, on one line.
-
-    >>> prose("<b> | *x*")
-    '&lt;b&gt; \\\\| \\\\*x\\\\*'
-    """
-    escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", one_line(str(text)))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def code(text: Any) -> str:
-    """A text as code in a line or a table.
-
-    >>> code("a|b")
-    '`a\\\\|b`'
-    """
-    line = one_line(str(text)).replace("|", "\\|")
-    fence = "`" * (_longest_run(line) + 1)
-    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
-
-
-def block(command: str) -> str:
-    """A command as a block that it cannot leave."""
-    lines = [
-        "".join(letter for letter in line if letter.isprintable() or letter == "\t")
-        for line in command.strip().splitlines()
-    ]
-    body = "\n".join(lines)
-    fence = "`" * max(3, _longest_run(body) + 1)
-    return f"{fence}bash\n{body}\n{fence}"
-
-
-def _longest_run(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _name_trunk(held: Folder) -> str:

@@ -133,9 +133,9 @@ def _hide_in_command(record: "Result | TrainingRecord") -> None:
 def find_private(folder: Path) -> list[str]:
     """What to tell about commands in the records of a folder before others read them."""
     warnings = []
-    for name, kind in ((RESULTS_FILE, Result), (TRAINING_FILE, TrainingRecord)):
+    recorded = {RESULTS_FILE: read_results(folder), TRAINING_FILE: read_training(folder)}
+    for name, records in recorded.items():
         path = Path(folder) / name
-        records = _read(path, kind)
         if records and hide_secrets(text := path.read_text(encoding="utf-8")) != text:
             warnings.append(
                 f"{path} holds what looks like a token or password. The card shows *** in its "
