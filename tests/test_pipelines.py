@@ -517,9 +517,9 @@ def test_zero_shot_object_detection_takes_objects(pipe, complaints):
         device="cpu",
     )
 
-    found = detector([picture(0), picture(1)], candidate_labels=["cat"], threshold=0.0, top_k=2)
+    found = detector(picture(0), candidate_labels=["cat"], threshold=0.0, top_k=2)
 
-    assert [len(rows) for rows in found] == [2, 2]
+    assert len(found) == 2
     assert complaints == []
 
 
@@ -538,6 +538,7 @@ def test_mask_generation_works_by_folder_and_by_object(folder, complaints):
         device="cpu",
     )
     easy = {"points_per_crop": 4, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0}
+    easy["crops_nms_thresh"] = 1.0  # random masks are much alike
 
     found = by_folder(picture(0), points_per_batch=5, **easy)
     same = by_object(picture(0), **easy)
@@ -555,7 +556,11 @@ def test_mask_generation_works_in_half_precision(folder):
     generator = pipeline("mask-generation", model=str(folder), device="cpu", dtype=torch.bfloat16)
 
     found = generator(
-        picture(0), points_per_crop=4, pred_iou_thresh=-10.0, stability_score_thresh=0.0
+        picture(0),
+        points_per_crop=4,
+        pred_iou_thresh=-10.0,
+        stability_score_thresh=0.0,
+        crops_nms_thresh=1.0,
     )
 
     assert generator.dtype == torch.bfloat16

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from efficientsam3_hf import (
+    EfficientSam3Backbone,
     EfficientSam3Config,
     EfficientSam3Model,
     EfficientSam3TrackerModel,
@@ -117,8 +118,7 @@ def stir(model: torch.nn.Module) -> Any:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                gain = 0.3 if parameter.ndim == 4 else 1.0  # deep random trunks amplify roundings
-                parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.add_(0.1 * noise)
         for name, buffer in model.named_buffers():
@@ -126,7 +126,26 @@ def stir(model: torch.nn.Module) -> Any:
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
             elif name.endswith("running_var"):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    backbones = [m for m in model.modules() if isinstance(m, EfficientSam3Backbone)]
+    is_trunk = type(model).__module__.startswith("timm.")
+    for trunk in [model] if is_trunk else backbones:
+        calibrate(trunk, generator)
     return model.eval()
+
+
+@torch.no_grad()
+def calibrate(trunk: torch.nn.Module, generator: torch.Generator) -> None:
+    """Set the statistics of batch norms to those of noise, so that signals keep their size.
+
+    With others, what an image shows fades away in a deep random trunk, and no test would see it.
+    """
+    norms = [module for module in trunk.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    trunk.train()(torch.randn(4, 3, 128, 128, generator=generator))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 MEMORY_WIDTH = 16

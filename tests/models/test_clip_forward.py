@@ -77,8 +77,9 @@ def test_a_clip_gives_the_masks_of_a_session(model, kind: str, streaming: bool):
     assert outputs.pred_masks.requires_grad
     masks, scores = in_a_session(model, CLIPS[0], prompts, streaming)
     assert (masks > -1000).all()
-    torch.testing.assert_close(outputs.pred_masks[0], masks.clone(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(outputs.object_score_logits[0], scores.clone(), atol=1e-5, rtol=1e-4)
+    atol = tolerance(model)
+    torch.testing.assert_close(outputs.pred_masks[0], masks.clone(), atol=atol, rtol=1e-4)
+    torch.testing.assert_close(outputs.object_score_logits[0], scores.clone(), atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
@@ -100,8 +101,20 @@ def test_clips_in_one_batch_equal_one_by_one(model, kind: str):
         )
         for name in ("pred_masks", "iou_scores", "object_score_logits", "object_pointers"):
             torch.testing.assert_close(
-                getattr(together, name)[index], getattr(alone, name)[0], atol=1e-4, rtol=1e-4
+                getattr(together, name)[index],
+                getattr(alone, name)[0],
+                atol=tolerance(model),
+                rtol=1e-4,
             )
+
+
+def tolerance(model: EfficientSam3TrackerVideoModel) -> float:
+    """How near masks of the same clip come that were computed in another order.
+
+    Dense memories are rounded to bfloat16. Where a rounding of float32 makes one cross a step of
+    bfloat16, that memory moves by 1/256, and masks, which are of the size of 5, by some 1e-3.
+    """
+    return 1e-4 if model.config.memory == "perceiver" else 3e-3
 
 
 @torch.no_grad()
@@ -182,7 +195,9 @@ def test_masks_do_not_depend_on_where_gradients_stop(model, gradient_frames: int
 
     outputs = model.forward_clip(CLIPS, **PROMPTS["points"], gradient_frames=gradient_frames)
 
-    torch.testing.assert_close(outputs.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        outputs.pred_masks, expected.pred_masks, atol=tolerance(model), rtol=1e-4
+    )
     assert outputs.pred_masks.requires_grad == (gradient_frames > 0)
     constant = outputs.all_masks[: FRAMES - gradient_frames]
     assert not any(masks.requires_grad for masks in constant)

@@ -307,6 +307,21 @@ def test_every_trunk_and_neck_takes_other_sizes(neck: str, trunk: str):
         assert outputs.pred_masks.shape[-2:] == (4 * grid, 4 * grid)
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("neck", ["sam3", "lateral"])
+@torch.no_grad()
+def test_tiny_models_see_the_image(neck: str, trunk: str):
+    model = tiny_model(tiny_vision(neck, trunk))
+    size = model.config.image_size
+
+    noise = model(pixel_values=pixels(1, size), **phrases())
+    grey = model(pixel_values=torch.zeros(1, 3, size, size), **phrases())
+
+    # Else no other test of these models would see a mistake in an image's way through them.
+    for field in ("pred_logits", "pred_masks", "semantic_seg", "pred_boxes"):
+        assert (noise[field] - grey[field]).abs().max() > 0.01, field
+
+
 @torch.no_grad()
 def test_the_vit_takes_its_configured_size_only():
     model = tiny_model(TINY_VIT, TINY_CLIP)

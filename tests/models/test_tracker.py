@@ -122,6 +122,17 @@ def test_image_embeddings_are_computed_once_and_reused(tracker):
     torch.testing.assert_close(outputs.pred_masks, expected.pred_masks)
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
+@torch.no_grad()
+def test_tiny_trackers_see_the_image(trunk: str):
+    tracker = tiny_tracker(tiny_vision("sam3", trunk))
+
+    noise = tracker(pixel_values=pixels(), input_boxes=BOX)
+    grey = tracker(pixel_values=torch.zeros_like(pixels()), input_boxes=BOX)
+
+    assert (noise.pred_masks - grey.pred_masks).abs().max() > 0.01
+
+
 def test_another_size_is_an_error_that_says_which_fits(tracker):
     with pytest.raises(ValueError, match="takes 112 x 112, not 96 x 96"):
         tracker(pixel_values=pixels(1, 96), input_boxes=BOX)

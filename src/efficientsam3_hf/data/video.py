@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .files import is_remote, read_image
+
 # Packets that may come between a frame and the one shown next.
 MOST_REORDERED = 64
 
@@ -241,13 +243,13 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(found, key=natural_order)
 
 
-def natural_order(path: Path) -> list[tuple[int, str]]:
+def natural_order(path: str | Path) -> list[tuple[int, str]]:
     """A key that sorts numbers by value.
 
-    >>> sorted([Path("a10.png"), Path("a9.png")], key=natural_order)[0].name
+    >>> sorted(["a10.png", "a9.png"], key=natural_order)[0]
     'a9.png'
     """
-    parts = re.findall(r"\d+|\D+", path.stem)
+    parts = re.findall(r"\d+|\D+", Path(path).stem)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
@@ -255,6 +257,8 @@ def read_picture(picture: Any) -> np.ndarray:
     """A picture of any kind as (height, width, 3), 8 bits each."""
     if isinstance(picture, str | os.PathLike):
         try:
+            if is_remote(picture):
+                return read_image(str(picture))
             with Image.open(picture) as opened:
                 return np.array(opened.convert("RGB"))
         except OSError as error:

@@ -1,17 +1,20 @@
 """What concept tracking remembers of a video: prompts, masklets, and the tracker's session."""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoSegmentationOutput
 
 from .masklets import Masklet
-from .video_session import EfficientSam3VideoSession
+from .video_session import (
+    EfficientSam3VideoSession,
+    check_state,
+    read_state,
+    write_state,
+)
 
 
 @dataclass
@@ -130,54 +133,61 @@ class EfficientSam3ConceptSession:
         self.tracker.remove_object(obj_id, strict)
         self.masklets.pop(obj_id, None)
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """Write the state to a folder, as tensors and JSON, to go on from there another time."""
-        folder = Path(folder)
-        self.tracker.save(folder / "tracker")
-        tensors = {
-            f"{number}.{name}": getattr(prompt, name).cpu().clone().contiguous()
-            for number, prompt in enumerate(self.prompts)
-            for name in PROMPT_TENSORS
-            if getattr(prompt, name) is not None
-        }
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the state to a safetensors file, to go on from there another time.
+
+        The file appears whole or not at all. A whole video is not written: it is given again to
+        `load`.
+        """
+        tensors, tracker = self.tracker.state()
+        tensors = {f"tracker.{name}": tensor for name, tensor in tensors.items()}
+        for number, prompt in enumerate(self.prompts):
+            for name in PROMPT_TENSORS:
+                if getattr(prompt, name) is not None:
+                    tensors[f"prompts.{number}.{name}"] = getattr(prompt, name)
         for number, output in enumerate(self.pending):
             for obj_id, mask in output.obj_id_to_mask.items():
-                tensors[f"pending.{number}.{obj_id}"] = mask.cpu().clone().contiguous()
-        save_file(tensors, folder / "concepts.safetensors")
+                tensors[f"pending.{number}.{obj_id}"] = mask
         state = {
-            "pending": [
-                {name: to_json(getattr(output, name)) for name in OUTPUT_FIELDS}
-                for output in self.pending
-            ],
+            "format": tracker["format"],
+            "is_streaming": tracker["is_streaming"],
+            "num_frames": tracker["num_frames"],
+            "tracker": tracker,
             "prompts": [{"label": p.label, "frame_idx": p.frame_idx} for p in self.prompts],
             "masklets": [asdict(masklet) for masklet in self.masklets.values()],
             "removed": list(self.removed.items()),
             "max_obj_id": self.max_obj_id,
+            "pending": [
+                {name: to_json(getattr(output, name)) for name in OUTPUT_FIELDS}
+                for output in self.pending
+            ],
         }
-        (folder / "concepts.json").write_text(json.dumps(state, indent=1))
-        return folder
+        return write_state(path, tensors, state)
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike, video=None, **devices
-    ) -> "EfficientSam3ConceptSession":
+    def load(cls, path: str | os.PathLike, video=None, **devices) -> "EfficientSam3ConceptSession":
         """A session as it was when it was saved.
 
         Args:
-            folder: Where `save` wrote it.
+            path: Where `save` wrote it.
             video: The whole video, if it had one.
             devices: As in `EfficientSam3VideoSession.load`.
         """
-        folder = Path(folder)
-        session = cls(EfficientSam3VideoSession.load(folder / "tracker", video, **devices))
-        state = json.loads((folder / "concepts.json").read_text())
-        tensors = load_file(folder / "concepts.safetensors")
+        tensors, state = read_state(path)
+        check_state(state, path, video)
+        if "masklets" not in state:
+            raise ValueError(
+                f"{path} is a session of objects: load it by EfficientSam3VideoSession."
+            )
+        of_tracker = under("tracker.", tensors)
+        tracker = EfficientSam3VideoSession.from_state(
+            of_tracker, state["tracker"], video, **devices
+        )
+        session = cls(tracker)
+        device = tracker.inference_device
         for number, fields in enumerate(state["prompts"]):
-            found = {name: tensors.get(f"{number}.{name}") for name in PROMPT_TENSORS}
-            moved = {
-                name: None if tensor is None else tensor.to(session.tracker.inference_device)
-                for name, tensor in found.items()
-            }
+            found = under(f"prompts.{number}.", tensors)
+            moved = {name: tensor.to(device) for name, tensor in found.items()}
             session.prompts.append(ConceptPrompt(**fields, **moved))
         for fields in state["masklets"]:
             duplicates = {int(older): count for older, count in fields.pop("duplicates").items()}
@@ -188,14 +198,19 @@ class EfficientSam3ConceptSession:
             output = EfficientSam3VideoOutput(
                 **{name: from_json(name, value) for name, value in fields.items()}
             )
-            prefix = f"pending.{number}."
-            output.obj_id_to_mask = {
-                int(name.removeprefix(prefix)): mask.to(session.tracker.inference_device)
-                for name, mask in tensors.items()
-                if name.startswith(prefix)
-            }
+            masks = under(f"pending.{number}.", tensors)
+            output.obj_id_to_mask = {int(i): mask.to(device) for i, mask in masks.items()}
             session.pending.append(output)
         return session
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names begin so, without the prefix."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def to_json(value: Any) -> Any:

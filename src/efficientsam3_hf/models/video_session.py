@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -298,6 +299,10 @@ class EfficientSam3VideoSession:
         The file appears whole or not at all. A whole video is not written: it is given again to
         `load`.
         """
+        return write_state(path, *self.state())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that `load` needs: tensors, and what JSON can hold."""
         tensors = {f"frames.{frame}": tensor for frame, tensor in self.recent_frames.items()}
         objects = []
         for index, (obj_id, tracked) in enumerate(self.objects.items()):
@@ -327,12 +332,7 @@ class EfficientSam3VideoSession:
             },
             "objects": objects,
         }
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".unfinished")
-        copies = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(copies, unfinished, metadata={"state": json.dumps(state)})
-        os.replace(unfinished, path)
-        return path
+        return tensors, state
 
     @classmethod
     def load(
@@ -352,11 +352,22 @@ class EfficientSam3VideoSession:
             inference_state_device: Where memories lie; None for `inference_device`.
             video_storage_device: Where frames lie; None for `inference_device`.
         """
-        with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {}).get("state", "{}"))
-            # Copies, so that the session does not hold on to the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors, state = read_state(path)
         check_state(state, path, video)
+        devices = (inference_device, inference_state_device, video_storage_device)
+        return cls.from_state(tensors, state, video, *devices)
+
+    @classmethod
+    def from_state(
+        cls,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        video: Tensor | Sequence[Tensor] | None = None,
+        inference_device: torch.device | str = "cpu",
+        inference_state_device: torch.device | str | None = None,
+        video_storage_device: torch.device | str | None = None,
+    ) -> "EfficientSam3VideoSession":
+        """A session as it was when `state` was called; devices and video as in `load`."""
         session = cls(
             video,
             inference_device=inference_device,
@@ -384,6 +395,25 @@ class EfficientSam3VideoSession:
                     getattr(tracked, kind)[int(frame)] = item_class(**fields, **flags)
             session.objects[record["id"]] = tracked
         return session
+
+
+def write_state(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write a session to a file that appears whole or not at all."""
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    copies = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(copies, unfinished, metadata={"state": json.dumps(state)})
+    os.replace(unfinished, path)
+    return path
+
+
+def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_state` wrote."""
+    with safe_open(path, framework="pt") as file:
+        state = json.loads((file.metadata() or {}).get("state", "{}"))
+        # Copies, so that the session does not hold on to the file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return tensors, state
 
 
 def check_state(state: dict, path: str | os.PathLike, video: Tensor | Sequence | None) -> None:

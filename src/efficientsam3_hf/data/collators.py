@@ -1,0 +1,216 @@
+"""Samples to batches. The transform of pixels is the processor's own, whichever it is.
+
+collate = ImageCollator(processor)
+loader = DataLoader(samples, batch_size=4, collate_fn=collate)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .masks_rle import decode_rle, point_inside, rle_box
+from .samples import ClipSample, ImageSample, Instance, Query
+
+
+class ImageCollator:
+    """Inputs of the concept model and what it should find.
+
+    Adds to what the processor gives `labels`, with one entry for each prompt, in their order:
+    `masks` (instances, height, width), `boxes` as (cx, cy, w, h) and `points` as (x, y) in [0, 1],
+    `is_crowd`, `is_exhaustive`, `phrase`, `image` (its number in the batch) and `source_id`.
+
+    Args:
+        processor: Takes `images` and `text` as `EfficientSam3Processor` does.
+        mask_size: (height, width) of the masks in `labels`; None keeps each image's own.
+        augment: Called with each sample, one after another, before all else, such as
+            `[ChooseQueries(), Augmentations()]`.
+        most_instances: Those beyond are left out, the smallest first, and `is_exhaustive` is then
+            false.
+    """
+
+    def __init__(
+        self,
+        processor: Callable[..., Any],
+        mask_size: tuple[int, int] | None = (288, 288),
+        augment: Sequence[Callable[[ImageSample], ImageSample]] = (),
+        most_instances: int | None = None,
+    ):
+        self.processor, self.mask_size = processor, mask_size
+        self.augment, self.most_instances = augment, most_instances
+
+    def __call__(self, samples: Sequence[ImageSample | None]) -> dict[str, Any]:
+        usable = usable_samples(samples)
+        for change in self.augment:
+            usable = [change(sample) for sample in usable]
+        images = [pixels_of(sample) for sample in usable]
+        phrases = [[query.phrase for query in sample.queries] for sample in usable]
+        labels = [
+            self.label(sample, number, query)
+            for number, sample in enumerate(usable)
+            for query in sample.queries
+        ]
+        nameless = {phrase is None for of_image in phrases for phrase in of_image}
+        if nameless == {True, False}:
+            raise ValueError("A batch has queries with a phrase and without: load them apart.")
+        if nameless == {False}:
+            batch = dict(self.processor(images=images, text=phrases, return_tensors="pt"))
+        else:
+            batch = dict(self.processor(images=images, return_tensors="pt"))
+        batch["labels"] = labels
+        return batch
+
+    def label(self, sample: ImageSample, image: int, query: Query) -> dict[str, Any]:
+        """What a model should find for one query."""
+        instances = query.instances or []
+        is_exhaustive = query.is_exhaustive and query.instances is not None
+        if self.most_instances is not None and len(instances) > self.most_instances:
+            instances = sorted(instances, key=box_area, reverse=True)[: self.most_instances]
+            is_exhaustive = False
+        height, width = sample.size
+        masks = [None if each.rle is None else decode_rle(each.rle) for each in instances]
+        return {
+            "masks": stack_masks(masks, sample.size, self.mask_size),
+            "boxes": relative_boxes([each.box_xyxy for each in instances], sample.size),
+            "points": torch.tensor(
+                [point_of(each, mask) for each, mask in zip(instances, masks, strict=True)],
+                dtype=torch.float32,
+            ).view(-1, 2)
+            / torch.tensor([width, height]),
+            "is_crowd": torch.tensor([each.is_crowd for each in instances], dtype=torch.bool),
+            "is_exhaustive": torch.tensor(is_exhaustive),
+            "phrase": query.phrase,
+            "image": image,
+            "source_id": query.source_id,
+        }
+
+
+class ClipCollator:
+    """Frames of clips of one length, and the masks of each object in each of them.
+
+    Gives `pixel_values` (clips, frames, 3, height, width) and `labels`, with one entry for each
+    clip: `masks` (objects, frames, height, width), `boxes` (objects, frames, 4) as (cx, cy, w, h)
+    in [0, 1], `is_visible` (objects, frames), `is_annotated` (frames,), `phrases` and `object_ids`
+    of the objects, `frame_indices` and `source_id`.
+
+    Args:
+        image_processor: Takes a list of frames.
+        mask_size: (height, width) of the masks in `labels`; None keeps each clip's own.
+        augment: Called with each sample, one after another, before all else, such as
+            `[Augmentations()]`.
+    """
+
+    def __init__(
+        self,
+        image_processor: Callable[..., Any],
+        mask_size: tuple[int, int] | None = (288, 288),
+        augment: Sequence[Callable[[ClipSample], ClipSample]] = (),
+    ):
+        self.image_processor, self.mask_size, self.augment = image_processor, mask_size, augment
+
+    def __call__(self, samples: Sequence[ClipSample | None]) -> dict[str, Any]:
+        usable = usable_samples(samples)
+        for change in self.augment:
+            usable = [change(sample) for sample in usable]
+        frames = []
+        for sample in usable:
+            if sample.frames is None:
+                raise ValueError(f"Clip {sample.source_id} has no frames: take a cut of it first.")
+            frames.append(sample.frames)
+        lengths = {len(of_clip) for of_clip in frames}
+        if len(lengths) > 1:
+            raise ValueError(f"Clips of {sorted(lengths)} frames do not fit one batch.")
+        flat = [frame for of_clip in frames for frame in of_clip]
+        pixels: Tensor = self.image_processor(flat, return_tensors="pt")["pixel_values"]
+        return {
+            "pixel_values": pixels.unflatten(0, (len(usable), lengths.pop())),
+            "labels": [self.label(sample) for sample in usable],
+        }
+
+    def label(self, sample: ClipSample) -> dict[str, Any]:
+        """What a model should find in one clip."""
+        indices = sample.frame_indices or list(range(sample.num_frames))
+        annotated = set(sample.annotated_frames)
+        objects, phrases, masks, boxes = [], [], [], []
+        for query in sample.queries:
+            for masklet in query.masklets or []:
+                objects.append(masklet.source_id)
+                phrases.append(query.phrase)
+                rles = [masklet.rles.get(index) for index in indices]
+                masks += [None if rle is None else decode_rle(rle) for rle in rles]
+                boxes += [(0.0,) * 4 if rle is None else rle_box(rle) for rle in rles]
+        shape = (len(objects), len(indices))
+        visible = torch.tensor([mask is not None for mask in masks], dtype=torch.bool)
+        stacked = stack_masks(masks, sample.size, self.mask_size)
+        return {
+            "masks": stacked.view(*shape, *stacked.shape[-2:]),
+            "boxes": relative_boxes(boxes, sample.size).view(*shape, 4),
+            "is_visible": visible.view(shape),
+            "is_annotated": torch.tensor([index in annotated for index in indices]),
+            "phrases": phrases,
+            "object_ids": objects,
+            "frame_indices": indices,
+            "source_id": sample.source_id,
+        }
+
+
+def usable_samples(samples: Sequence[Any]) -> list[Any]:
+    """Those that could be read."""
+    usable = [sample for sample in samples if sample is not None]
+    if not usable:
+        raise ValueError(f"None of the {len(samples)} samples of a batch could be read.")
+    return usable
+
+
+def pixels_of(sample: ImageSample) -> np.ndarray:
+    """The image of a sample, or an error."""
+    if sample.image is None:
+        raise ValueError(f"Image {sample.source_id} was read without pixels.")
+    return sample.image
+
+
+def stack_masks(
+    masks: Sequence[np.ndarray | None], size: tuple[int, int], mask_size: tuple[int, int] | None
+) -> Tensor:
+    """Boolean masks (count, height, width): of `mask_size` where half of a pixel or more is inside.
+
+    A missing one is empty.
+    """
+    height, width = mask_size or size
+    stacked = torch.zeros(len(masks), height, width, dtype=torch.bool)
+    for row, mask in zip(stacked, masks, strict=True):
+        if mask is None:
+            continue
+        if mask.shape != (height, width):
+            grey = Image.fromarray(mask.astype(np.uint8) * 255)
+            mask = np.asarray(grey.resize((width, height), Image.Resampling.BOX)) >= 128
+        row.copy_(torch.from_numpy(mask))
+    return stacked
+
+
+def relative_boxes(boxes_xyxy: Sequence[Sequence[float]], size: tuple[int, int]) -> Tensor:
+    """Boxes (count, 4) as (cx, cy, w, h) in [0, 1]."""
+    height, width = size
+    boxes = torch.tensor(boxes_xyxy, dtype=torch.float64).view(-1, 4)
+    first, last = boxes[:, :2], boxes[:, 2:]
+    scale = torch.tensor([width, height], dtype=torch.float64)
+    return torch.cat([(first + last) / 2 / scale, (last - first) / scale], dim=-1).float()
+
+
+def point_of(instance: Instance, mask: np.ndarray | None) -> tuple[float, float]:
+    """A point on an instance: the file's, else the middle of its mask, else of its box."""
+    if instance.points:
+        return instance.points[0]
+    if mask is not None and mask.any():
+        return point_inside(mask)
+    x1, y1, x2, y2 = instance.box_xyxy
+    return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+def box_area(instance: Instance) -> float:
+    """Pixels of the box."""
+    x1, y1, x2, y2 = instance.box_xyxy
+    return (x2 - x1) * (y2 - y1)

@@ -1,0 +1,137 @@
+"""Files of a dataset, on disk or at any address that fsspec opens, such as `hf://datasets/...`."""
+
+import fnmatch
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether this is an address and not a path."""
+    return "://" in str(path)
+
+
+def join(folder: str | os.PathLike, *names: str) -> str:
+    """A path or address below a folder."""
+    if is_remote(folder):
+        return "/".join([str(folder).rstrip("/"), *names])
+    return str(Path(folder, *names))
+
+
+def open_file(path: str) -> Any:
+    """A file to read bytes from."""
+    if is_remote(path):
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return filesystem.open(inner, "rb")
+    return open(path, "rb")
+
+
+def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """A file, or `size` bytes of it from `offset` on."""
+    with open_file(path) as file:
+        if offset:
+            file.seek(offset)
+        data = file.read() if size is None else file.read(size)
+    if size is not None and len(data) < size:
+        raise EOFError(f"{path} ends {size - len(data)} bytes early.")
+    return data
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds."""
+    return json.loads(read_bytes(path))
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder."""
+    if is_remote(path):
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return filesystem.exists(inner)
+    return os.path.exists(path)
+
+
+def list_names(folder: str, pattern: str = "*") -> list[str]:
+    """Names of the files and folders in a folder that fit a pattern, sorted."""
+    if is_remote(folder):
+        filesystem, inner = fsspec.core.url_to_fs(folder)
+        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False)]
+    else:
+        names = [entry.name for entry in os.scandir(folder)]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def list_below(folder: str, pattern: str) -> list[str]:
+    """Paths of the files in a folder and all below it whose names fit a pattern, sorted."""
+    if is_remote(folder):
+        filesystem, inner = fsspec.core.url_to_fs(folder)
+        found = [filesystem.unstrip_protocol(path) for path in filesystem.find(inner)]
+        return sorted(path for path in found if fnmatch.fnmatch(path.rsplit("/", 1)[-1], pattern))
+    found = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        found += [os.path.join(parent, name) for name in fnmatch.filter(names, pattern)]
+    return sorted(found)
+
+
+def local_path(path: str) -> str:
+    """A path on disk for what is at an address; it is fetched once."""
+    if not is_remote(path):
+        return path
+    return str(fsspec.open_local(f"simplecache::{path}"))
+
+
+def read_image(
+    source: str | bytes,
+    size: tuple[int, int] | None = None,
+    least_size: tuple[int, int] | None = None,
+    upright: bool = False,
+) -> np.ndarray:
+    """Pixels (height, width, 3) of a picture, 8 bits each.
+
+    Args:
+        source: Path, address or the bytes of the file.
+        size: (height, width) that it must have.
+        least_size: A JPEG larger than twice this (height, width) is decoded at 1/2, 1/4 or 1/8 of
+            its size, but never smaller than this, which saves most of the time.
+        upright: Turn photographs as their EXIF data say. Annotations of the known datasets are of
+            the pixels as stored.
+    """
+    data = read_bytes(source) if isinstance(source, str) else source
+    with Image.open(io.BytesIO(data)) as picture:
+        found = (picture.height, picture.width)
+        if size is not None and found != tuple(size):
+            raise ValueError(
+                f"The picture has {found} pixels (height, width), its annotations {tuple(size)}."
+            )
+        if least_size is not None:
+            picture.draft("RGB", (least_size[1], least_size[0]))
+        if upright:
+            picture = ImageOps.exif_transpose(picture)
+        return np.array(picture.convert("RGB"))
+
+
+def read_labels(path: str) -> np.ndarray:
+    """Numbers of objects (height, width) out of a PNG with a palette, or a grey or binary one."""
+    with Image.open(io.BytesIO(read_bytes(path))) as picture:
+        if picture.mode not in ("P", "L", "1", "I;16", "I"):
+            raise ValueError(f"{path} has mode {picture.mode}; object numbers need a palette.")
+        return np.array(picture)
+
+
+def write_image(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Save a picture, as JPEG of quality 95 or whatever else its name says."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Save JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

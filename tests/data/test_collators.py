@@ -1,0 +1,117 @@
+"""Batches out of samples."""
+
+import numpy as np
+import pytest
+import torch
+
+from efficientsam3_hf.data.collators import ClipCollator, ImageCollator, stack_masks
+from efficientsam3_hf.data.masks_rle import to_rle
+from efficientsam3_hf.data.samples import ImageSample, Instance, Query
+from efficientsam3_hf.data.synthetic import Clips, Scenes
+
+
+@pytest.fixture
+def sample() -> ImageSample:
+    mask = np.zeros((40, 80), dtype=bool)
+    mask[10:30, 20:60] = True
+    left = Instance((20, 10, 60, 30), to_rle(mask, (40, 80)), source_id=1)
+    box_only = Instance((0, 0, 8, 4), is_crowd=True, source_id=2)
+    queries = [
+        Query("a door", [left, box_only], source_id=7),
+        Query("a cat", []),
+        Query("a dog", None),
+    ]
+    return ImageSample("own", 3, "x.jpg", (40, 80), queries, np.zeros((40, 80, 3), np.uint8))
+
+
+def test_labels_stand_in_the_order_of_the_prompts(processor, sample):
+    batch = ImageCollator(processor, mask_size=(20, 40))([sample, sample])
+
+    assert batch["pixel_values"].shape == (2, 3, 112, 112)
+    assert len(batch["input_ids"]) == len(batch["labels"]) == 6
+    assert batch["image_indices"].tolist() == [label["image"] for label in batch["labels"]]
+    assert [label["phrase"] for label in batch["labels"][:3]] == ["a door", "a cat", "a dog"]
+    assert [bool(label["is_exhaustive"]) for label in batch["labels"][:3]] == [True, True, False]
+
+
+def test_a_label_says_where_things_are(processor, sample):
+    label = ImageCollator(processor, mask_size=(20, 40))([sample])["labels"][0]
+
+    torch.testing.assert_close(
+        label["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.05, 0.05, 0.1, 0.1]])
+    )
+    expected = torch.zeros(20, 40, dtype=torch.bool)
+    expected[5:15, 10:30] = True
+    assert torch.equal(label["masks"][0], expected)
+    assert not label["masks"][1].any()
+    assert label["is_crowd"].tolist() == [False, True]
+    assert label["points"].shape == (2, 2)
+    x, y = (label["points"][0] * torch.tensor([80, 40])).tolist()
+    assert sample.queries[0].instances[0].mask[int(y), int(x)]
+
+
+def test_a_pixel_of_a_smaller_mask_is_inside_if_half_of_it_is():
+    mask = np.zeros((2, 8), dtype=bool)
+    mask[0, 0] = True  # a quarter of the first pixel of four
+    mask[:, 2] = True  # half of the second
+    mask[:, 4:6] = True
+
+    (row,) = stack_masks([mask], (2, 8), (1, 4))[0]
+
+    assert row.tolist() == [False, True, True, False]
+
+
+def test_the_smallest_instances_are_left_out_and_the_label_says_so(processor, sample):
+    label = ImageCollator(processor, most_instances=1)([sample])["labels"][0]
+
+    assert len(label["boxes"]) == 1
+    assert label["boxes"][0, 2] == 0.5
+    assert not label["is_exhaustive"]
+
+
+def test_masks_without_names_need_no_text(processor):
+    scenes = Scenes(2, side=64, ask="anything")
+
+    batch = ImageCollator(processor)([scenes[0], scenes[1]])
+
+    assert "input_ids" not in batch
+    assert [label["phrase"] for label in batch["labels"]] == [None, None]
+
+
+def test_queries_with_and_without_phrase_do_not_mix(processor, sample):
+    with pytest.raises(ValueError, match="load them apart"):
+        ImageCollator(processor)([sample, Scenes(1, ask="anything")[0]])
+
+
+def test_what_could_not_be_read_is_left_out(processor, sample):
+    assert len(ImageCollator(processor)([None, sample])["pixel_values"]) == 1
+    with pytest.raises(ValueError, match="None of the 2 samples"):
+        ImageCollator(processor)([None, None])
+    sample.image = None
+    with pytest.raises(ValueError, match="without pixels"):
+        ImageCollator(processor)([sample])
+
+
+def test_clips_give_frames_and_masks_of_each_object(processor):
+    clips = Clips(4, side=64, num_frames=5, annotate_every=2)
+
+    batch = ClipCollator(processor.image_processor, mask_size=(32, 32))([clips[0], clips[1]])
+
+    assert batch["pixel_values"].shape == (2, 5, 3, 112, 112)
+    label, masklets = batch["labels"][0], clips[0].masklets
+    assert label["masks"].shape == (len(masklets), 5, 32, 32)
+    assert label["is_annotated"].tolist() == [True, False, True, False, True]
+    assert label["is_visible"].tolist() == [[i in m.rles for i in range(5)] for m in masklets]
+    assert label["object_ids"] == [masklet.source_id for masklet in masklets]
+    assert not label["masks"][~label["is_visible"]].any()
+    assert label["boxes"][label["is_visible"]].gt(0).all()
+
+
+def test_clips_of_different_lengths_do_not_mix(processor):
+    first, second = Clips(1, side=32, num_frames=3)[0], Clips(1, side=32, num_frames=4)[0]
+
+    with pytest.raises(ValueError, match=r"Clips of \[3, 4\] frames"):
+        ClipCollator(processor.image_processor)([first, second])
+    second.frames = None
+    with pytest.raises(ValueError, match="take a cut"):
+        ClipCollator(processor.image_processor)([second])

@@ -1,0 +1,85 @@
+"""The examples that track: every output they write, and what they say when they cannot."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import moving_squares, tiny_model, tiny_tracker_video
+
+from efficientsam3_hf import zoo
+from efficientsam3_hf.data.video import open_video
+from examples import track_concepts, track_objects
+
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    model, tracker = tiny_model(), tiny_tracker_video("perceiver")
+    tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
+    return zoo.save(model.config, tmp_path_factory.mktemp("model"), model, tracker)
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """A folder of pictures."""
+    clip, _ = moving_squares(FRAMES)
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for index, frame in enumerate(((clip + 1) * 127).clamp(0, 255).byte().movedim(1, -1)):
+        Image.fromarray(frame.numpy()[:60, :90]).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("example", "prompt"),
+    [
+        (track_concepts, ["--text", "cat", "--text", "dog"]),
+        (track_concepts, ["--box", "5", "5", "40", "40", "--detect-every", "2", "--delay", "0"]),
+        (track_objects, ["--point", "20", "20", "--box", "5", "5", "40", "40"]),
+        (track_objects, ["--point", "20", "20", "--frame", "3", "--both", "--memory", "perceiver"]),
+    ],
+)
+def test_every_output_is_written(example, prompt, folder, video, tmp_path, capsys):
+    outputs = ["--output", str(tmp_path / "overlay.mp4"), "--rle", str(tmp_path / "tracks.json")]
+    outputs += ["--davis", str(tmp_path / "davis")]
+    if example is track_concepts:
+        prompt = [*prompt, "--threshold", "0.05", "--new-threshold", "0.2"]
+
+    code = example.main([str(video), "--model", str(folder), *prompt, *outputs])
+
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert printed.count("written: ") == 3
+    assert len(list(open_video(tmp_path / "overlay.mp4"))) == FRAMES
+    assert len(list((tmp_path / "davis").iterdir())) == FRAMES
+    records = json.loads((tmp_path / "tracks.json").read_text())
+    assert {record["frame_index"] for record in records} <= set(range(FRAMES))
+    assert {record["video"] for record in records} <= {"clip"}
+    assert np.array(Image.open(tmp_path / "davis" / "00000.png")).shape == (60, 90)
+
+
+def test_an_overlay_is_written_beside_the_video_by_default(folder, video):
+    track_concepts.main([str(video), "--model", str(folder), "--text", "cat", "--stop", "2"])
+
+    assert len(list(open_video(video.parent / "clip.tracks.mp4"))) == 2
+
+
+@pytest.mark.parametrize("example", [track_concepts, track_objects])
+def test_a_video_that_is_not_there_is_an_error_without_a_traceback(example, folder, capsys):
+    prompt = ["--text", "cat"] if example is track_concepts else ["--point", "1", "1"]
+
+    code = example.main(["missing.mp4", "--model", str(folder), *prompt])
+
+    assert code == 2
+    assert "no video missing.mp4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", [track_concepts, track_objects])
+def test_nothing_to_look_for_is_an_error(example, capsys):
+    with pytest.raises(SystemExit):
+        example.main(["video.mp4", "--model", "folder"])
+
+    assert "say what to" in capsys.readouterr().err
