@@ -3,6 +3,7 @@
 
 import argparse
 import copy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conversion.checking import refuse_misfits
 from conversion.donors import complete, name_weights
 from conversion.folder import (
     atomic_folder,
+    refuse_overwriting,
     write_card,
     write_companions,
     write_extras,
@@ -79,6 +81,7 @@ def convert(
         overwrite: Whether to replace an output that exists.
         show_progress: Whether to draw progress bars.
     """
+    refuse_overwriting(output, [source.path, *([donor.path] if donor else [])])
     file = read_weights(source.path)
     renamed = name_weights(file.weights)
     donor_file = read_weights(donor.path) if donor else None
@@ -91,8 +94,9 @@ def convert(
     if config is None:
         variant = recognise(completed.weights, name, context_length)
     else:
-        variant = Variant("a variant of its own", copy.deepcopy(config), ())
-        fit_parts(variant.config, completed.weights)
+        own = copy.deepcopy(config)
+        notes = fit_parts(own, completed.weights)
+        variant = Variant("a variant of its own", own, tuple(notes))
     refuse_misfits(variant.config, completed.weights)
     extras = find_extras(file.weights, renamed)
 
@@ -101,7 +105,7 @@ def convert(
         "source": _describe(source, file, show_progress),
         "donor": _describe(donor, donor_file, show_progress) if donor and donor_file else None,
         "parts": describe_parts(completed.weights, completed.donated),
-        "dropped": describe_dropped(renamed.dropped, extras),
+        "dropped": describe_dropped({**renamed.dropped, **file.state}, extras),
         "notes": [*variant.notes, *completed.notes],
         "versions": describe_versions(),
         "rules": count_rules(find_moves(file.weights)),
@@ -186,5 +190,11 @@ def _is_folder_of_files(typed: str, source: Source) -> bool:
     return Path(typed).is_dir() and source.path != Path(typed)
 
 
+def end_on_sigterm() -> None:
+    """Leave nothing half written behind when the process is asked to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -39,6 +39,11 @@ def name_weights(weights: Mapping[str, Tensor]) -> Renamed:
         return Renamed(dict(weights), {})
     if any(name.startswith("vision_encoder.") for name in weights):
         return Renamed({DETECTOR + name: tensor for name, tensor in weights.items()}, {})
+    if weights and all(name.startswith("tracker_model.") for name in weights):
+        raise ValueError(
+            "These are the weights of a tracker that transformers saved alone. Give a folder of "
+            "concept model and tracker together, as zoo.save writes it."
+        )
     return rename(weights)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from efficientsam3_hf import zoo
 from efficientsam3_hf.hub.model_card import keep_own_card, write_model_card
+from efficientsam3_hf.hub.results import MANIFEST_FILE
 from efficientsam3_hf.models.configuration_efficientsam3 import EfficientSam3Config
 
 EXTRAS_FILE = "original_extras.safetensors"
@@ -27,11 +28,12 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into, which takes its place as `target` only when it is complete.
 
     It stands beside the target, hidden, so that the last step is a single rename. What a killed
-    process left there goes when the same target is written again.
+    process left there goes, or takes its place again, when the same target is written again.
     """
-    target = Path(target).absolute()
-    _refuse_taken(target, overwrite)
+    target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
+    _recover(target)
+    _refuse_taken(target, overwrite)
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -44,11 +46,35 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def refuse_overwriting(target: Path, sources: Iterable[Path]) -> None:
+    """Raise if what is to be read lies in the folder that is to be replaced."""
+    for source in sources:
+        if source.resolve().is_relative_to(target.resolve()):
+            raise ValueError(
+                f"{source} lies in {target}, which would be replaced. Choose another --output."
+            )
+
+
+def _recover(target: Path) -> None:
+    """Put back what a process set aside that was killed before the new folder stood there."""
+    for aside in target.parent.glob(f"{glob.escape(f'.{target.name}.replaced-')}*"):
+        if any(aside.iterdir()) and not target.exists():
+            aside.replace(target)
+        else:  # the new folder stands, with whatever card of another hand was in the old one
+            shutil.rmtree(aside)
+
+
 def _refuse_taken(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file. Choose another name for the folder.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise FileExistsError(f"{target} is not empty. Choose another folder, or pass --overwrite.")
+    is_model = any((target / name).is_file() for name in (MANIFEST_FILE, "config.json"))
+    if target.is_dir() and any(target.iterdir()) and not is_model:
+        raise FileExistsError(
+            f"{target} holds no model (neither {MANIFEST_FILE} nor config.json), so --overwrite "
+            f"does not replace it. Choose another folder, or empty it."
+        )
 
 
 def _take_place(partial: Path, target: Path) -> None:
@@ -57,7 +83,11 @@ def _take_place(partial: Path, target: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent))
     target.replace(aside)
-    partial.replace(target)
+    try:
+        partial.replace(target)
+    except BaseException:
+        aside.replace(target)
+        raise
     shutil.rmtree(aside)
 
 

@@ -5,6 +5,7 @@ its shape and the steps it was sampled with) and `golden.safetensors`.
 """
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ class GoldenCase:
     @cached_property
     def meta(self) -> dict[str, Any]:
         return json.loads((self.folder / "meta.json").read_text())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.meta["tensors"])
 
     def __contains__(self, name: str) -> bool:
         return name in self.meta["tensors"]

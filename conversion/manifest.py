@@ -18,7 +18,10 @@ from .key_tables import MODULES
 from .parts import split_parts
 from .renaming import LEAF, spell_alike
 
-PACKAGES = ("efficientsam3-hf", "transformers", "torch", "safetensors", "timm")
+PACKAGES = (
+    "efficientsam3-hf", "transformers", "torch", "torchvision", "timm", "safetensors",
+    "huggingface_hub", "tokenizers", "ftfy",
+)  # fmt: skip
 CHUNK = 1 << 22
 
 

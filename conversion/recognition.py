@@ -9,7 +9,9 @@ therefore read as that, unless the caller says otherwise.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from efficientsam3_hf.models.configuration_efficientsam3 import (
@@ -45,6 +47,7 @@ VIT = "sam3's ViT"
 
 INTERPOLATED_ROWS = 77
 INTERPOLATED_LENGTH = 32
+LEAST_LENGTH = 3
 
 # Meta builds its ViT with torch's default, transformers with 1e-6.
 VIT_LAYER_NORM_EPS = 1e-5
@@ -76,7 +79,9 @@ def recognise(
         context_length: Tokens of a phrase, where the position table has 77 rows.
     """
     trunk, tower, rows = find_trunk(weights), find_tower(weights), count_positions(weights)
-    wished = context_length or (split_context(name)[1] if name else None)
+    wished = context_length
+    if wished is None and name is not None:
+        wished = split_context(name)[1]
     length = choose_context(rows, wished)
     found = compose_name(trunk, tower, length)
     if name is not None:
@@ -84,7 +89,7 @@ def recognise(
 
     configuration = config(found)
     notes = fit_text(configuration, rows, length) + fit_vision(configuration, weights, trunk)
-    fit_parts(configuration, weights)
+    notes += fit_parts(configuration, weights)
     return Variant(found, configuration, tuple(notes))
 
 
@@ -98,7 +103,7 @@ def find_trunk(weights: Mapping[str, Tensor]) -> str:
             f"The image trunk is of no known family: {families or 'none'} of {list(FAMILIES)} "
             f"fits, and its head {'is' if STUDENT_HEAD in weights else 'is not'} there."
         )
-    channels = weights[STUDENT_HEAD].shape[1]
+    channels = size_of(weights, STUDENT_HEAD, 1, of=4)
     for trunk, timm_name in TRUNKS.items():
         if trunk.startswith(families[0]) and TRUNK_CHANNELS[timm_name][-1] == channels:
             return trunk
@@ -111,7 +116,7 @@ def find_tower(weights: Mapping[str, Tensor]) -> str:
         return "sam3text"
     layers = {m[1] for key in weights if (m := re.match(rf"{re.escape(TEXT)}layers\.(\d+)\.", key))}
     has_repmixer = any(key.startswith(TEXT) and ".token_mixer." in key for key in weights)
-    width = weights[TOKENS].shape[1] if TOKENS in weights else 0
+    width = size_of(weights, TOKENS, 1, of=2) if TOKENS in weights else 0
     for tower, (fields, _) in TEXT_TOWERS.items():
         if fields.get("model_type", "efficientsam3_text") != "efficientsam3_text":
             continue
@@ -128,16 +133,32 @@ def find_tower(weights: Mapping[str, Tensor]) -> str:
 def count_positions(weights: Mapping[str, Tensor]) -> int:
     """Rows of the text tower's position table."""
     if CLIP_POSITIONS in weights:
-        return weights[CLIP_POSITIONS].shape[0]
+        return size_of(weights, CLIP_POSITIONS, 0, of=2)
     if MOBILECLIP_POSITIONS not in weights:
         raise ValueError("The text tower has no position table: the file is incomplete.")
-    return weights[MOBILECLIP_POSITIONS].shape[2]
+    return size_of(weights, MOBILECLIP_POSITIONS, 2, of=4)
+
+
+def size_of(weights: Mapping[str, Tensor], name: str, dimension: int, of: int) -> int:
+    """One dimension of a weight that must have so many."""
+    shape = tuple(weights[name].shape)
+    if len(shape) != of:
+        raise ValueError(
+            f"{name} has shape {shape}, but needs {of} dimensions: the file is damaged, or of "
+            f"another family. Give the file as released."
+        )
+    return shape[dimension]
 
 
 def choose_context(rows: int, wished: int | None) -> int:
     """Tokens of a phrase, for a position table of so many rows."""
+    if wished is not None and not LEAST_LENGTH <= wished <= max(rows, INTERPOLATED_ROWS):
+        raise ValueError(
+            f"Phrases cannot have {wished} tokens: {LEAST_LENGTH} is the least, for start, end and "
+            f"one between, and {INTERPOLATED_ROWS} the most. Choose another context length."
+        )
     if rows == INTERPOLATED_ROWS:
-        return wished or INTERPOLATED_LENGTH
+        return INTERPOLATED_LENGTH if wished is None else wished
     if wished is not None and wished != rows:
         raise ValueError(
             f"The position table has {rows} rows, so phrases have {rows} tokens, not {wished}. "
@@ -205,12 +226,28 @@ def fit_vision(
     return notes
 
 
-def fit_parts(configuration: EfficientSam3Config, weights: Mapping[str, Tensor]) -> None:
-    """Leave parts without weights out of a configuration."""
+def fit_parts(configuration: EfficientSam3Config, weights: Mapping[str, Tensor]) -> list[str]:
+    """Leave parts without weights out of a configuration, and load all in the widest precision."""
     parts = split_parts(weights)
     if "tracker" not in parts:
         configuration.tracker_config = None
     if POINT_BRANCH not in parts:
         configuration.has_point_branch = False
-    dtypes = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
-    configuration.dtype = max(set(dtypes), key=dtypes.count)
+    stored: dict[torch.dtype, list[str]] = {}
+    for part, tensors in parts.items():
+        for dtype in {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}:
+            stored.setdefault(dtype, []).append(part)
+    # In which every number of the others can be written.
+    widest = reduce(torch.promote_types, stored)
+    configuration.dtype = widest
+    if len(stored) == 1:
+        return []
+    listing = "; ".join(f"{_name(dtype)}: {', '.join(stored[dtype])}" for dtype in stored)
+    return [
+        f"The weights are stored in several precisions ({listing}) and load as {_name(widest)}, "
+        f"which changes no number."
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -166,9 +166,11 @@ def _move_tensors(state_dict: Mapping[str, Tensor], moves: dict[str, str]) -> di
         if row:
             tables.setdefault(target.replace(row[0], ""), {})[int(row[1])] = tensor
         elif "{q,k,v}" in target:
+            _refuse_shape(key, tensor, len(tensor.shape[:1]) == 1 and len(tensor) % 3 == 0)
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                 weights[target.replace("{q,k,v}", letter)] = part
         elif target.endswith("^T"):
+            _refuse_shape(key, tensor, tensor.ndim == 2)
             weights[target.removesuffix("^T")] = tensor.T.contiguous()
         elif target.endswith("[patches]"):
             weights[target.removesuffix("[patches]")] = _without_class_token(key, tensor)
@@ -176,6 +178,12 @@ def _move_tensors(state_dict: Mapping[str, Tensor], moves: dict[str, str]) -> di
             weights[target] = tensor
 
     for name, rows in tables.items():
+        shapes = {row.shape[1:] for row in rows.values() if row.ndim}
+        if len(shapes) != 1 or not all(row.ndim for row in rows.values()):
+            raise ValueError(
+                f"The rows of {name} have shapes {[tuple(row.shape) for row in rows.values()]}, "
+                f"which make no table. Give the file as released."
+            )
         weights[name] = torch.cat([rows[i] for i in sorted(rows)])
     for name, twin in TWINS.items():
         if name in weights:
@@ -183,7 +191,16 @@ def _move_tensors(state_dict: Mapping[str, Tensor], moves: dict[str, str]) -> di
     return weights
 
 
+def _refuse_shape(key: str, tensor: Tensor, is_right: bool) -> None:
+    if not is_right:
+        raise ValueError(
+            f"{key} has shape {tuple(tensor.shape)}, which no model of this family has. Give the "
+            f"file as released."
+        )
+
+
 def _without_class_token(key: str, positions: Tensor) -> Tensor:
+    _refuse_shape(key, positions, positions.ndim == 3 and positions.shape[1] > 1)
     patches = positions.shape[1] - 1
     if math.isqrt(patches) ** 2 != patches:
         raise ValueError(

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoProcessor
 
-from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerModel
+from efficientsam3_hf import (
+    EfficientSam3Model,
+    EfficientSam3TextModel,
+    EfficientSam3TrackerModel,
+)
 
 from .golden import GoldenCase
 
@@ -88,7 +92,15 @@ def run_concepts(folder: Path, run: Run) -> None:
     with record_modules(model) as seen:
         vision = model.get_vision_features(run.stir(run.case.pixel_values()))
     keep_vision(run, model, seen, vision)
-    text = model.get_text_features(**processor(text=meta["texts"]))
+    inputs = processor(text=meta["texts"])
+    run.keep("text.input_ids", inputs["input_ids"])
+    run.keep("text.padding_mask", inputs["attention_mask"] == 0)
+    with record_modules(model) as seen:
+        text = model.get_text_features(**inputs)
+    embeds = seen["token_embedding"][1]
+    if isinstance(model.text_encoder, EfficientSam3TextModel):  # which the reference adds here
+        embeds = embeds + model.text_encoder.position_rows(embeds.shape[1])
+    run.keep("text.input_embeds_LBC", embeds.transpose(0, 1))
     run.keep("text.features_LBC", text.pooler_output.transpose(0, 1))
 
     for tag, prompt in meta["prompts"].items():
@@ -107,6 +119,7 @@ def record_modules(model: EfficientSam3Model) -> Iterator[dict[str, Any]]:
     """What some modules got and gave in the meantime, under their names."""
     names = ["vision_encoder.backbone", "vision_encoder.backbone.head", "geometry_encoder"]
     names += ["detr_encoder", "detr_decoder", "mask_decoder.pixel_decoder"]
+    names += ["detr_decoder.presence_layer_norm"]
     seen: dict[str, Any] = {}
     modules = dict(model.named_modules())
 
@@ -117,6 +130,8 @@ def record_modules(model: EfficientSam3Model) -> Iterator[dict[str, Any]]:
         return hook
 
     handles = [modules[name].register_forward_hook(note(name)) for name in names if name in modules]
+    table = model.text_encoder.get_input_embeddings()
+    handles.append(table.register_forward_hook(note("token_embedding")))
     try:
         yield seen
     finally:
@@ -153,12 +168,15 @@ def exemplars_of(prompt: dict[str, Any]) -> dict[str, Tensor]:
 def keep_prompt(run: Run, tag: str, seen: dict[str, Any], output: Any) -> None:
     """What came of one concept prompt, on the way and in the end."""
     if "geometry_encoder" in seen:
-        run.keep(f"{tag}.geometry_out", seen["geometry_encoder"][1][0].transpose(0, 1))
+        tokens, is_valid = seen["geometry_encoder"][1]
+        run.keep(f"{tag}.geometry_out", tokens.transpose(0, 1))
+        run.keep(f"{tag}.geometry_mask", ~is_valid)
     run.keep(f"{tag}.encoder_memory", seen["detr_encoder"][1].last_hidden_state.transpose(0, 1))
     decoded = seen["detr_decoder"][1]
     run.keep(f"{tag}.decoder_hs", decoded.intermediate_hidden_states.transpose(1, 2))
     run.keep(f"{tag}.decoder_reference_boxes", decoded.reference_boxes.transpose(1, 2))
     run.keep(f"{tag}.decoder_presence", decoded.presence_logits)
+    run.keep(f"{tag}.decoder_presence_feats", seen["detr_decoder.presence_layer_norm"][0][0])
     run.keep(f"{tag}.pixel_decoder_out", seen["mask_decoder.pixel_decoder"][1])
     run.keep(f"{tag}.pred_logits", output.pred_logits[..., None])
     run.keep(f"{tag}.presence_logit_dec", output.presence_logits)
@@ -212,9 +230,15 @@ def keep_instances(run: Run, tag: str, output: Any, size: tuple[int, int]) -> No
 
 
 def run_tracker(folder: Path, run: Run) -> None:
-    """Points, boxes and masks on the photograph."""
+    """The tracker's neck; points, boxes and masks on the photograph."""
     model = EfficientSam3TrackerModel.from_pretrained(folder).eval()
-    about = run.case.meta["inst"]
+    if run.wants("neck.sam2."):
+        vision = model.vision_encoder(run.stir(run.case.pixel_values()))
+        for level, features in enumerate(vision.fpn_hidden_states):
+            run.keep(f"neck.sam2.{level}", features)
+    about = run.case.meta.get("inst")
+    if not about or not run.wants("inst."):
+        return
     image = run.case.photograph(about["image"])
     pixels = AutoProcessor.from_pretrained(folder)(images=image)["pixel_values"]
     embeddings = model.get_image_embeddings(run.stir(pixels))
@@ -239,6 +263,8 @@ def run_tracker(folder: Path, run: Run) -> None:
             masks, (image.height, image.width), mode="bilinear", align_corners=False
         )
         several = len(masks) > 1
+        if "input_masks" in inputs:
+            run.keep(f"inst.{name}.mask_input", inputs["input_masks"][0])
         run.keep(f"inst.{name}.low_res", masks if several else masks[0])
         run.keep(f"inst.{name}.iou", scores if several else scores[0])
         run.keep(f"inst.{name}.masks_logits", resized if several else resized[0])

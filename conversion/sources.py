@@ -7,9 +7,16 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from .reading import SUFFIXES, is_transformers_folder
+from .reading import (
+    SUFFIXES,
+    TRANSFORMERS_INDEX,
+    TRANSFORMERS_WEIGHTS,
+    is_transformers_folder,
+)
 
-HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?")
+HUB = re.compile(
+    r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ def find_sources(source: str) -> list[Source]:
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         if not files:
             raise FileNotFoundError(f"{path} holds no {', '.join(SUFFIXES)} file.")
+        _refuse_same_names({file.name: file.stem for file in files})
         return [Source(file.stem, file, file.name) for file in files]
     if not path.exists():
         raise FileNotFoundError(
@@ -64,17 +72,20 @@ def _find_on_hub(address: str) -> list[Source]:
     repo, revision, path = match["repo"], match["revision"], (match["path"] or "").strip("/")
     try:
         if path.endswith(SUFFIXES):
-            return [_download(repo, revision, path)]
+            return [_download(repo, revision, path, PurePosixPath(path).stem)]
         files = HfApi().list_repo_files(repo, revision=revision)
         inside = [file for file in files if not path or file.startswith(f"{path}/")]
-        if not path and "config.json" in files:
+        has_weights = TRANSFORMERS_WEIGHTS in files or TRANSFORMERS_INDEX in files
+        if not path and "config.json" in files and has_weights:
             patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
             folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
             return [Source(repo.split("/")[1], Path(folder), address)]
         wanted = [file for file in inside if file.endswith(SUFFIXES)]
         if not wanted:
             raise FileNotFoundError(f"{address} holds no {', '.join(SUFFIXES)} file.")
-        return [_download(repo, revision, file) for file in wanted]
+        names = {file: "-".join(_below(file, path).with_suffix("").parts) for file in wanted}
+        _refuse_same_names(names)
+        return [_download(repo, revision, file, name) for file, name in names.items()]
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         reason = [line for line in str(error).splitlines() if line] or [type(error).__name__]
         raise OSError(
@@ -83,7 +94,23 @@ def _find_on_hub(address: str) -> list[Source]:
         ) from error
 
 
-def _download(repo: str, revision: str | None, path: str) -> Source:
+def _below(file: str, folder: str) -> PurePosixPath:
+    return PurePosixPath(file).relative_to(folder or ".")
+
+
+def _refuse_same_names(names: dict[str, str]) -> None:
+    """Raise if two files would be written to one folder."""
+    first: dict[str, str] = {}
+    for file, name in names.items():
+        if name in first:
+            raise ValueError(
+                f"{first[name]} and {file} would both be written to {name!r}. Convert them one by "
+                f"one, each with an --output of its own."
+            )
+        first[name] = file
+
+
+def _download(repo: str, revision: str | None, path: str, name: str) -> Source:
     local = hf_hub_download(repo, path, revision=revision)
     at = f"@{revision}" if revision else ""
-    return Source(PurePosixPath(path).stem, Path(local), f"hf://{repo}{at}/{path}")
+    return Source(name, Path(local), f"hf://{repo}{at}/{path}")

@@ -27,7 +27,11 @@ def make_server(handler: EndpointHandler, port: int, host: str = "127.0.0.1") ->
         timeout = 60
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
+            header = self.headers.get("Content-Length", "0")
+            if not header.isdecimal() or len(header) > 18:
+                error = f"Content-Length must be a number of bytes, not {header[:20]!r}."
+                return self.answer(400, {"error": error})
+            length = int(header)
             if length > most:
                 for start in range(0, length, most):  # or the sender never reads the answer
                     self.rfile.read(min(most, length - start))
@@ -43,9 +47,9 @@ def make_server(handler: EndpointHandler, port: int, host: str = "127.0.0.1") ->
 
         def read_request(self, body: bytes) -> dict[str, Any]:
             if self.headers.get_content_type() == "application/json":
-                return json.loads(body)
+                return parse(body)
             parameters = parse_qs(urlsplit(self.path).query).get("parameters", ["{}"])[-1]
-            return {"inputs": body, "parameters": json.loads(parameters)}
+            return {"inputs": body, "parameters": parse(parameters)}
 
         def answer(self, status: int, content: dict[str, Any]) -> None:
             body = json.dumps(content).encode()
@@ -56,6 +60,14 @@ def make_server(handler: EndpointHandler, port: int, host: str = "127.0.0.1") ->
             self.wfile.write(body)
 
     return HTTPServer((host, port), Service)
+
+
+def parse(text: bytes | str) -> Any:
+    """What JSON says; what is none is a `ValueError`."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("The JSON is nested too deep.") from error
 
 
 if __name__ == "__main__":

@@ -137,6 +137,13 @@ def test_exemplars_of_the_single_phrase_need_no_list_around_them(pipe):
                        for row in nested])  # fmt: skip
 
 
+def test_exemplars_may_be_arrays_also_in_lists(pipe):
+    expected = pipe(picture(0), text="cat", input_boxes=[BOX], threshold=0)
+
+    for boxes in (np.array([BOX]), [np.array(BOX)], [[np.array(BOX)]]):
+        assert pipe(picture(0), text="cat", input_boxes=boxes, threshold=0) == expected
+
+
 def test_phrases_may_look_for_what_exemplars_show(pipe):
     found = pipe(picture(0), input_boxes=[BOX], threshold=0)
 
@@ -317,6 +324,9 @@ def test_images_come_from_the_web(pipe, web):
         (picture(0), {"text": "a", "input_boxes": BOX}, r"\[\[x1, y1, x2, y2\]\]"),
         (picture(0), {"text": "a", "input_points_labels": [1]}, "needs input_points"),
         (picture(0), {"input_boxes": [[200, 0, 300, 50]]}, "outside the image"),
+        (picture(0), {"text": 5}, "text must be a phrase or a list of phrases, not 5"),
+        (picture(0), {"text": ["a", 5]}, "text must be a phrase or a list of phrases, not"),
+        (picture(0), {"text": "a", "threshold": "0.5"}, "threshold must be a number .* not '0.5'"),
         (picture(0), {"text": "a", "top_k": 0}, "top_k=0 must be at least 1"),
         (picture(0), {"text": [["a"], ["b"]]}, "lists of phrases do not fit"),
         ([picture(0)], {"text": [["a"], ["b"]]}, "2 lists of phrases do not fit 1 images"),

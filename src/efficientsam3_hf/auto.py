@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -125,9 +126,20 @@ def register_pipelines(module: ModuleType) -> None:
     importlib.import_module(f"{__package__}.pipelines")
 
 
+def register_cards(pushing: ModuleType) -> None:
+    """Let models that are pushed take along the card that this package writes."""
+
+    def write(folder: Path, repo_id: str) -> bool:
+        model_card = importlib.import_module(f"{__package__}.hub.model_card")
+        return model_card.write_pushed_card(folder, repo_id)
+
+    pushing.CARD_WRITERS.append(write)
+
+
 AUTO = "transformers.models.auto"
 SAM3_IMAGE_PROCESSING = "transformers.models.sam3.image_processing_sam3"
 CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
+    f"{MODELS}.pushing": register_cards,
     f"{AUTO}.configuration_auto": lambda module: configurations(),
     f"{AUTO}.modeling_auto": register_models,
     f"{AUTO}.processing_auto": register_processors,
@@ -138,7 +150,7 @@ CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Import hook that calls back when certain modules of transformers have been loaded."""
+    """Import hook that calls back when certain modules have been loaded."""
 
     def __init__(self, callbacks: dict[str, Callable[[ModuleType], Any]]):
         self.waiting = dict(callbacks)

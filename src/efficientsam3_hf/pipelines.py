@@ -7,8 +7,9 @@ nothing else of the package.
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,9 @@ class PromptableConceptSegmentationPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
         preprocess = {name: kwargs[name] for name in PREPROCESS_PARAMETERS if name in kwargs}
         forward = {name: kwargs[name] for name in FORWARD_PARAMETERS if name in kwargs}
+        for name in ("threshold", "mask_threshold"):
+            if isinstance(value := forward.get(name, 0.5), bool) or not isinstance(value, Real):
+                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}.")
         return preprocess, forward, {}
 
     def preprocess(self, input_: Any, timeout: float | None = None, **prompts) -> dict[str, Any]:
@@ -310,7 +314,11 @@ def list_prompts(
             "There is nothing to look for: give text=, input_boxes= or input_points=, alone or "
             "together."
         )
-    phrases = [text] if text is None or isinstance(text, str) else list(text)
+    phrases: list[Any] = [text]
+    if isinstance(text, Iterable) and not isinstance(text, str):
+        phrases = list(text)
+    if not all(isinstance(phrase, str | None) for phrase in phrases):
+        raise ValueError(f"text must be a phrase or a list of phrases, not {text!r}.")
     if not phrases:
         raise ValueError(
             "The list of phrases is empty. To prompt with exemplars alone, leave it out."
@@ -329,7 +337,7 @@ def list_prompts(
 
 def per_prompt(name: str, nested: Any) -> list | None:
     """Exemplars, or their labels, nested as prompt, exemplar(, coordinates)."""
-    nested = nested.tolist() if hasattr(nested, "tolist") else nested
+    nested = to_lists(nested)
     if not nested:
         return None
     wanted = 2 if name.endswith("_labels") else 3
@@ -344,6 +352,13 @@ def per_prompt(name: str, nested: Any) -> list | None:
             f"one for each phrase; not {nested!r}."
         )
     return list(nested)
+
+
+def to_lists(nested: Any) -> Any:
+    """Arrays and tensors, also those in lists, as lists."""
+    if isinstance(nested, list | tuple):
+        return [to_lists(item) for item in nested]
+    return nested.tolist() if hasattr(nested, "tolist") else nested
 
 
 def depth(nested: Any) -> int:

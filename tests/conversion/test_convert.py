@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers import AutoModel, AutoProcessor
 
 from conversion import convert as convert_script
 from conversion import export_original, verify
+from conversion.convert import convert
+from conversion.folder import atomic_folder
 from conversion.sources import Source
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerModel, zoo
 from efficientsam3_hf.models.checkpoint_layout import tracker_weights
@@ -226,7 +229,7 @@ def test_the_manifest_accounts_for_every_tensor(whole, tmp_path):
     assert record["dropped"][0]["reason"].startswith("left over from the teacher's ViT")
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(part["tensors"] for part in record["parts"]) == len(stored)
-    assert record["versions"].keys() >= {"python", "torch", "transformers", "efficientsam3-hf"}
+    assert record["versions"].keys() >= {"python", "torch", "tokenizers", "efficientsam3-hf"}
     for about, path in (
         (record["source"]["files"][0], source.path),
         (record["target"][0], tmp_path / "model" / "model.safetensors"),
@@ -252,6 +255,60 @@ def test_weights_of_another_size_stop_the_conversion(whole, tmp_path):
 
     with pytest.raises(ValueError, match=r"1 misshaped \(dot_product_scoring\.query_proj\.bias"):
         convert_tiny(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (4, 4)])
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_fused_projections_of_odd_shape_stop_the_conversion(whole, tmp_path, kind, shape):
+    key = f"detector.transformer.decoder.layers.0.self_attn.in_proj_{kind}"
+    assert key in whole
+    source = save(whole | {key: torch.zeros(shape)}, tmp_path / "file.pt")
+
+    with pytest.raises(ValueError, match=rf"{key} has shape \({', '.join(map(str, shape))}"):
+        convert_tiny(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize("place", [".", "deep"])
+def test_what_is_read_is_never_replaced(whole, tmp_path, place):
+    (tmp_path / "out" / place).mkdir(parents=True)
+    (tmp_path / "out" / "config.json").touch()
+    donor = save(whole, tmp_path / "donor.pt")
+    source = save(whole, tmp_path / "out" / place / "file.pt")
+
+    with pytest.raises(ValueError, match="which would be replaced"):
+        convert(source, tmp_path / "out", config=tiny_config(), overwrite=True)
+    with pytest.raises(ValueError, match="which would be replaced"):
+        convert(donor, tmp_path / "out", source, config=tiny_config(), overwrite=True)
+    assert source.path.is_file()
+
+
+def test_the_state_of_a_training_is_in_the_record(whole, tmp_path):
+    content = {"model": whole, "optimizer": {"state": {0: torch.zeros(2)}}}
+
+    record = convert_tiny(save(content, tmp_path / "file.pt"), tmp_path / "model")
+
+    (drop,) = record["dropped"]
+    assert drop["keys"] == ["optimizer"]
+    assert not drop["is_kept_beside_the_weights"]
+
+
+def test_asked_to_end_a_conversion_leaves_nothing(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        convert_script.end_on_sigterm()
+        with pytest.raises(SystemExit), atomic_folder(tmp_path / "model"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_alone_has_no_released_form(tmp_path):
+    tiny_tracker().save_pretrained(tmp_path / "tracker")
+
+    with pytest.raises(ValueError, match="a tracker that transformers saved alone"):
+        export_original.export(tmp_path / "tracker", tmp_path / "back.pt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

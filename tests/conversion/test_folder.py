@@ -65,19 +65,85 @@ def test_a_killed_process_leaves_no_half_written_folder(tmp_path):
 
 def test_what_is_there_is_kept_unless_told(tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").touch()
+    (tmp_path / "model" / "config.json").touch()
 
     with (
         pytest.raises(FileExistsError, match="--overwrite"),
         atomic_folder(tmp_path / "model"),
     ):
         pass
-    assert contents(tmp_path / "model") == ["old"]
+    assert contents(tmp_path / "model") == ["config.json"]
 
     with atomic_folder(tmp_path / "model", overwrite=True) as folder:
         (folder / "new").touch()
     assert contents(tmp_path) == ["model"]
     assert contents(tmp_path / "model") == ["new"]
+
+
+def test_only_models_are_replaced(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "birthday.jpg").touch()
+
+    with (
+        pytest.raises(FileExistsError, match=r"holds no model.*--overwrite does not replace it"),
+        atomic_folder(tmp_path / "photos", overwrite=True),
+    ):
+        pass
+
+    assert contents(tmp_path / "photos") == ["birthday.jpg"]
+
+
+def old_model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("old")
+    return tmp_path / "model"
+
+
+def write_new(target: Path) -> None:
+    with atomic_folder(target, overwrite=True) as folder:
+        (folder / "config.json").write_text("new")
+
+
+def test_a_folder_stays_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = old_model(tmp_path)
+    replace = Path.replace
+
+    def fail(path, other):
+        if ".partial-" in path.name:
+            raise OSError("disk went away")
+        return replace(path, other)
+
+    monkeypatch.setattr(Path, "replace", fail)
+
+    with pytest.raises(OSError, match="went away"):
+        write_new(target)
+
+    assert contents(tmp_path) == ["model"]
+    assert (target / "config.json").read_text() == "old"
+
+
+def test_what_a_killed_process_set_aside_is_put_back(tmp_path):
+    target = old_model(tmp_path)
+    target.replace(tmp_path / ".model.replaced-x")
+
+    with pytest.raises(FileExistsError, match="not empty"), atomic_folder(target):
+        pass
+    assert (target / "config.json").read_text() == "old"
+
+    (tmp_path / ".model.replaced-y").mkdir()  # killed behind the last step
+    write_new(target)
+    assert contents(tmp_path) == ["model"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    target = old_model(tmp_path)
+    (tmp_path / "link").symlink_to(target)
+
+    write_new(tmp_path / "link")
+
+    assert (tmp_path / "link").is_symlink()
+    assert (target / "config.json").read_text() == "new"
+    assert contents(tmp_path) == ["link", "model"]
 
 
 def test_an_empty_folder_is_used_and_a_file_is_not(tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import random
+import warnings
 import zipfile
 
 import pytest
@@ -40,6 +42,88 @@ def test_weights_are_found_in_every_wrapper(tmp_path, content, wrapper):
 
     torch.testing.assert_close(file.weights, WEIGHTS, rtol=0, atol=0)
     assert file.wrapper == wrapper
+
+
+STATE = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+
+
+def test_the_state_of_a_training_is_left_out_for_a_reason(tmp_path):
+    content = {"model": WEIGHTS, "optimizer": STATE, "lr_schedulers": [STATE], "epoch": 19}
+    torch.save(content, tmp_path / "file.pt")
+
+    file = read_weights(tmp_path / "file.pt")
+
+    assert file.weights.keys() == WEIGHTS.keys()
+    assert file.state.keys() == {"optimizer", "lr_schedulers"}
+    assert "state of a training" in file.state["optimizer"]
+
+
+@pytest.mark.parametrize(
+    "beside", [{"ema_model": WEIGHTS}, {"detector.c": torch.zeros(2)}, {"nets": [{"a": WEIGHTS}]}]
+)
+def test_weights_beside_weights_are_refused(tmp_path, beside):
+    torch.save({"model": WEIGHTS, **beside}, tmp_path / "file.pt")
+
+    with pytest.raises(
+        ValueError, match=f"beside 'model', under {list(beside)}".replace("[", r"\[")
+    ):
+        read_weights(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(2, device="meta"), "without values, on the meta device"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), "as torch.float8_e4m3fn"),
+    ],
+)
+def test_tensors_without_proper_values_are_refused(tmp_path, tensor, message):
+    torch.save({"model": {**WEIGHTS, "detector.c": tensor}}, tmp_path / "file.pt")
+
+    with pytest.raises(ValueError, match=f"holds 'detector.c' {message}"):
+        read_weights(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("form", ["archive", "legacy", "safetensors"])
+def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, form):
+    path = tmp_path / ("file.safetensors" if form == "safetensors" else "file.pt")
+    if form == "safetensors":
+        save_file(WEIGHTS, path)
+    else:
+        torch.save(WEIGHTS, path, _use_new_zipfile_serialization=form == "archive")
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    refused = 0
+
+    for _ in range(200):
+        damaged = bytearray(
+            whole[: generator.choice([len(whole), generator.randrange(len(whole))])]
+        )
+        for _ in range(generator.choice([1, 2, 4]) if damaged else 0):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what it finds
+            try:
+                read_weights(path)
+            except ValueError:  # whatever else is raised fails this test
+                refused += 1
+
+    assert refused > 50
+
+
+def test_a_folder_with_stale_weights_is_refused(tmp_path):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+    with pytest.raises(ValueError, match="delete what is stale"):
+        read_weights(tmp_path)
+
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(ValueError, match="no index of shards"):
+        read_weights(tmp_path)
 
 
 def test_safetensors_are_read_too(tmp_path):

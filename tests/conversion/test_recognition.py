@@ -141,6 +141,46 @@ def test_precision_is_that_of_the_file():
     assert recognise(weights).config.dtype == torch.bfloat16
 
 
+def test_mixed_precisions_load_in_the_widest():
+    weights = weights_of("efficientsam3-tinyvit-s")
+    mixed = {
+        k: v.to(torch.bfloat16) if v.is_floating_point() and "text_encoder" in k else v
+        for k, v in weights.items()
+    }
+    half = {k: v.half() if "vision_encoder" in k else v for k, v in mixed.items()}
+
+    variant = recognise(mixed)
+
+    assert variant.config.dtype == torch.float32
+    (note,) = variant.notes
+    assert "bfloat16: text tower" in note
+    assert "load as float32" in note
+    assert recognise(half).config.dtype == torch.float32  # neither half holds the other
+
+
+@pytest.mark.parametrize("length", [-5, 0, 2, 78])
+def test_contexts_that_cannot_be_are_refused(length):
+    weights = with_positions(weights_of("efficientsam3-repvit-s"), 77)
+
+    with pytest.raises(ValueError, match=f"cannot have {length} tokens"):
+        recognise(weights, context_length=length)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("detector_model.vision_encoder.backbone.head.0.weight", ()),
+        ("detector_model.text_encoder.embeddings.token_embedding.weight", (8,)),
+        (POSITIONS, (16, 512)),
+    ],
+)
+def test_weights_of_odd_shape_are_named(key, shape):
+    weights = weights_of("efficientsam3-tinyvit-s") | {key: torch.empty(shape, device="meta")}
+
+    with pytest.raises(ValueError, match=f"{key} has shape .*, but needs"):
+        recognise(weights)
+
+
 def test_unknown_trunks_and_towers_are_described():
     weights = weights_of("efficientsam3-tinyvit-s")
     head = "detector_model.vision_encoder.backbone.head.0.weight"

@@ -73,6 +73,43 @@ def test_a_folder_on_the_hub_is_all_its_files(monkeypatch, tmp_path):
     assert len(hub.asked) == 2
 
 
+def test_files_of_one_name_are_refused_before_anything_is_fetched(monkeypatch, tmp_path):
+    hub = FakeHub(monkeypatch, ["a/x.pt", "a/x.pth"], tmp_path)
+    for name in ("m.pt", "m.pth"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(ValueError, match=r"m\.pt and m\.pth would both be written to 'm'"):
+        find_sources(str(tmp_path))
+    with pytest.raises(ValueError, match=r"a/x\.pt and a/x\.pth would both"):
+        find_sources("hf://owner/repo")
+    assert hub.asked == []
+
+
+def test_files_of_several_folders_on_the_hub_keep_their_folders_names(monkeypatch, tmp_path):
+    FakeHub(monkeypatch, ["stage1/model.pt", "stage2/model.pt"], tmp_path)
+
+    found = find_sources("hf://owner/repo")
+
+    assert [source.name for source in found] == ["stage1-model", "stage2-model"]
+
+
+def test_a_repository_of_released_files_may_have_a_configuration(monkeypatch, tmp_path):
+    hub = FakeHub(monkeypatch, ["config.json", "a.pt", "b.pt"], tmp_path)
+
+    found = find_sources("hf://owner/repo")
+
+    assert [source.name for source in found] == ["a", "b"]
+    assert len(hub.asked) == 2
+
+
+def test_a_pull_request_is_a_revision(monkeypatch, tmp_path):
+    hub = FakeHub(monkeypatch, [], tmp_path)
+
+    find_sources("hf://owner/repo@refs/pr/1/stage1/m.pt")
+
+    assert hub.asked == [("owner/repo", "stage1/m.pt", "refs/pr/1")]
+
+
 def test_a_repository_of_transformers_is_a_donor(monkeypatch, tmp_path):
     FakeHub(monkeypatch, ["config.json", "model.safetensors", "sam3.pt"], tmp_path)
 

@@ -1,6 +1,8 @@
 """The comparison with golden values, on golden values of a tiny model's own."""
 
 import json
+from dataclasses import replace
+from shutil import copyfile, copytree
 
 import pytest
 import torch
@@ -98,14 +100,25 @@ def golden(folder):
     return path
 
 
+@pytest.fixture(scope="module")
+def run(folder, golden):
+    """What the folder's models compute of that case."""
+    return verify.collect(folder, Run(GoldenCase(golden), lambda pixels: pixels))
+
+
+def copied(golden, tmp_path):
+    """The same case, that a test may change."""
+    copytree(golden, tmp_path / "case")
+    copyfile(golden.parent / "photo.png", tmp_path / "photo.png")
+    return tmp_path / "case"
+
+
 def changed(golden, tmp_path, name: str, by: float):
     """The same case with one value moved."""
-    case = tmp_path / "case"
-    case.mkdir()
-    (case / "meta.json").write_text((golden / "meta.json").read_text())
-    Image.open(golden.parent / "photo.png").save(tmp_path / "photo.png")
+    case = copied(golden, tmp_path)
     tensors = load_file(golden / "golden.safetensors")
-    tensors[name].view(-1)[0] += by
+    first = tensors[name].view(-1)[:1]
+    first.copy_(~first if first.dtype == torch.bool else first + by)
     save_file(tensors, case / "golden.safetensors")
     return case
 
@@ -149,6 +162,78 @@ def test_other_instances_fail(folder, golden, tmp_path):
     assert "proc: instances" in failed
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text.input_ids",
+        "text.padding_mask",
+        "text.input_embeds_LBC",
+        "text.decoder_presence_feats",
+        "visual_box.geometry_mask",
+        "neck.sam2.1",
+        "inst.mask_refine.mask_input",
+    ],
+)
+def test_what_is_on_the_way_is_compared_too(run, golden, tmp_path, name):
+    case = GoldenCase(changed(golden, tmp_path, name, 1))
+
+    (failed,) = [row.name for row in verify.compare(case, run) if not row.passes]
+
+    assert failed == name
+
+
+def test_a_model_that_computes_no_numbers_fails(run, golden):
+    nothing = float("nan")
+    nans = {name: v * nothing if v.is_floating_point() else v for name, v in run.outputs.items()}
+    instances = {
+        tag: replace(kept, scores=kept.scores * nothing, indices=kept.indices[:0], sampled={})
+        for tag, kept in run.kept.items()
+    }
+    broken = replace(run, outputs=nans, kept=instances)
+
+    rows = list(verify.compare(GoldenCase(golden), broken, [broken]))
+
+    agreeing = {row.name.partition(".")[2] for row in rows if row.passes}
+    assert agreeing == {"input_ids", "padding_mask", "geometry_mask"}
+    failing = {row.name for row in rows if not row.passes}
+    assert {"proc: instances", "proc2: instances"} < failing
+
+
+def test_one_instance_more_fails_without_scores_of_all_queries(run, golden):
+    case = GoldenCase(golden)
+    case.meta["tensors"] = {"proc2.scores": case.meta["tensors"]["proc2.scores"]}
+    case.values = lambda name: run.kept["proc2"].scores[1:]
+
+    (row,) = verify.compare_instances(case, "proc2", run.kept["proc2"], [])
+
+    assert not row.passes
+    assert row.remark.startswith("1 differ")
+    assert verify.find_skipped(case, [row]) == ["proc2.scores"]
+
+
+def test_values_that_nothing_was_compared_with_are_listed(run, golden):
+    case = GoldenCase(golden)
+    case.meta["tensors"]["neck.sam3.3"] = {}
+
+    rows = list(verify.compare(GoldenCase(golden), run))
+
+    skipped = verify.find_skipped(case, rows)
+    assert skipped == ["neck.sam3.3"]
+    assert "not compared: neck.sam3.3" in verify.format_summary(rows, skipped)
+
+
+def test_a_case_of_which_nothing_is_compared_is_an_error(folder, golden, tmp_path, capsys):
+    case = copied(golden, tmp_path)
+    about = json.loads((case / "meta.json").read_text())
+    about["tensors"] = {"elsewhere": {"full_shape": [1], "steps": [1]}}
+    about = {name: value for name, value in about.items() if name not in ("proc", "proc2", "inst")}
+    (case / "meta.json").write_text(json.dumps(about))
+
+    assert verify.main([str(folder), "--golden", str(case)]) == 1
+
+    assert "no value that this folder's models compute: elsewhere" in capsys.readouterr().err
+
+
 def test_sensitivity_is_measured_on_request(folder, golden):
     rows = verify.verify(folder, GoldenCase(golden), sensitivity="always")
 
@@ -168,9 +253,36 @@ def test_sensitivity_is_else_measured_for_what_needs_it(folder, golden, tmp_path
 
 
 def test_a_row_passes_within_what_rounding_does():
-    assert verify.Row("x", difference=0.005, tolerance=0.001, sensitivity=0.01).passes
-    assert not verify.Row("x", difference=0.005, tolerance=0.001, sensitivity=0.004).passes
-    assert not verify.Row("x", difference=float("nan"), tolerance=0.001).passes
+    row = verify.Row("x", difference=0.005, tolerance=0.001, sensitivity=0.01, ceiling=0.01)
+    assert row.passes
+    assert row.is_excused
+    assert not replace(row, sensitivity=0.004).passes
+    assert not replace(row, sensitivity=10.0, ceiling=0.004).passes
+    assert not replace(row, sensitivity=None).passes
+    assert not replace(row, difference=float("nan")).passes
+    infinite = float("inf")
+    assert not replace(row, difference=infinite, sensitivity=infinite, ceiling=infinite).passes
+    assert not replace(row, difference=0.0005).is_excused
+
+
+def test_the_summary_says_how_many_pass_only_by_rounding():
+    row = verify.Row("x", difference=0.005, tolerance=0.001, sensitivity=0.01, ceiling=0.01)
+
+    summary = verify.format_summary([row, replace(row, difference=0.0)], [])
+
+    assert "2 of 2 outputs agree" in summary
+    assert "1 of them only within their sensitivity" in summary
+
+
+def test_rounding_excuses_a_hundredth_of_the_values_and_no_text(run, golden):
+    case = GoldenCase(golden)
+
+    ceilings = {row.name: row.ceiling for row in verify.compare(case, run)}
+
+    assert ceilings["text.features_LBC"] == ceilings["text.input_ids"] == 0
+    largest = case.values("text.pred_logits").abs().max().item()
+    assert ceilings["text.pred_logits"] == pytest.approx(largest / 100)
+    assert ceilings["proc.boxes"] <= 0.02  # of shares of the image, as they are compared
 
 
 def test_rounding_is_stirred_by_half_a_unit():

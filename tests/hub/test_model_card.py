@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tiny import (
     tiny_tracker,
     tiny_vision,
 )
+from transformers import Pipeline, pipeline
 
 from conversion import folder as folder_module
 from conversion.convert import convert
@@ -35,8 +36,7 @@ from efficientsam3_hf import (
     EfficientSam3TrackerProcessor,
     zoo,
 )
-from efficientsam3_hf.hub import contents
-from efficientsam3_hf.hub import model_card as model_card_module
+from efficientsam3_hf.hub import contents, markdown
 from efficientsam3_hf.hub.model_card import MARKER, model_card, write_model_card
 from efficientsam3_hf.hub.results import (
     Result,
@@ -85,6 +85,12 @@ def whole(tmp_path_factory) -> Path:
     model, tracker = tiny_model(), tiny_tracker()
     tracker.vision_encoder.backbone.load_state_dict(model.vision_encoder.backbone.state_dict())
     return zoo.save(model.config, tmp_path_factory.mktemp("made") / "whole", model, tracker)
+
+
+def zoo_folder(path: Path) -> str:
+    """A folder of a concept model alone, with its processor."""
+    model = tiny_model()
+    return str(zoo.save(model.config, path / "zoo", model))
 
 
 def model_folder(path: Path, **fields) -> Path:
@@ -231,7 +237,7 @@ def test_a_card_offers_mask_generation_only_where_it_works(whole, bare, tmp_path
 
 
 def test_metadata_says_what_the_hub_asks_for(whole):
-    data = model_card(whole).data.to_dict()
+    data = model_card(whole, base_model="facebook/sam3").data.to_dict()
 
     assert data["library_name"] == "transformers"
     assert data["pipeline_tag"] == "mask-generation"
@@ -287,6 +293,72 @@ def test_a_student_says_which_part_is_one(name, tmp_path):
 
     assert ("in place of its text encoder" in text) == name.startswith("sam3-litetext")
     assert ("`tiny_vit_5m_224` in place of its vision transformer" in text) == ("tinyvit" in name)
+
+
+def test_no_origin_is_claimed_without_a_record(whole, bare):
+    for folder, licence in ((whole, "unknown"), (bare, None)):
+        card = model_card(folder)
+
+        data = card.data.to_dict()
+        assert not {"base_model", "base_model_relation", "license_name"} & data.keys()
+        assert data.get("license") == licence
+        assert "No record in this folder says" in section(card, "Licence")
+
+
+def test_the_origin_is_that_of_the_records(tmp_path):
+    folder = model_folder(tmp_path)
+    write_training([replace(STAGE, teacher="/home/me/teacher"), STAGE], folder)
+
+    card = model_card(folder)
+
+    assert card.data.base_model == STAGE.teacher
+    assert card.data.base_model_relation == "finetune"
+    assert card.data.license_name == "sam-license"
+    assert "No record" not in section(card, "Licence")
+
+
+def test_a_converted_folder_derives_from_sam3(converted):
+    assert model_card(converted).data.base_model == "facebook/sam3"
+
+
+def test_commands_are_published_without_secrets_and_paths_are_warned_of(
+    tmp_path, package_log, caplog
+):
+    folder = model_folder(tmp_path)
+    secret = "hf_AbCdEfGh12345678"
+    command = f"HF_TOKEN={secret} python train.py --hub-token {secret} --data /home/me/pictures"
+    entry = asdict(STAGE) | {"command": command}
+    (folder / "training_record.json").write_text(json.dumps([entry]))
+
+    path = write_model_card(folder, results=[replace(RESULT, command=command)])
+
+    assert secret not in path.read_text()
+    assert secret not in (folder / "evaluation_results.json").read_text()
+    assert not any(secret in file.read_text() for file in (folder / ".eval_results").iterdir())
+    assert "HF_TOKEN=*** python train.py --hub-token *** --data" in path.read_text()
+    assert f"{folder / 'training_record.json'} holds what looks like a token" in caplog.text
+    assert caplog.text.count("name places on this machine") == 2
+    assert "/home/me/pictures" in caplog.text
+
+
+def test_harmless_commands_stay_as_they_are(tmp_path):
+    for command in (
+        "python train.py --tokenizer_name x --max_tokens 5 --token-length 7",
+        "HF_TOKEN=$HF_TOKEN python a.py --password-file x",
+        RESULT.command,
+    ):
+        assert replace(RESULT, command=command).command == command
+
+
+def test_sizes_are_those_of_the_weights_that_load(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model", max_shard_size="1MB")
+    before = model_card(tmp_path / "model")
+
+    stale = tmp_path / "model" / "model-00001-of-00099.safetensors"
+    shutil.copyfile(next((tmp_path / "model").glob("model-*.safetensors")), stale)
+
+    assert model_card(tmp_path / "model").text == before.text
 
 
 def test_base_model_and_name_are_the_callers(whole):
@@ -453,6 +525,8 @@ def test_a_folder_without_tracker_is_for_concepts_only(tmp_path):
     assert "Concepts only" in section(card, "Limits")
     assert "EfficientSam3Tracker" not in card.text
     assert len(blocks(card)) == 1
+    assert card.data.pipeline_tag == "zero-shot-object-detection"
+    assert isinstance(pipeline(card.data.pipeline_tag, model=zoo_folder(tmp_path)), Pipeline)
 
 
 @pytest.mark.parametrize("has_point_branch", [True, False])
@@ -577,11 +651,13 @@ def test_what_was_left_out_is_listed_once_with_its_reason(converted):
 def test_overwriting_a_conversion_keeps_a_persons_card(tmp_path):
     source = save(released(), tmp_path / "file.pt")
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "README.md").write_text("# Mine\n")
+    card = "# À moi\n".encode("latin-1")  # in whatever encoding
+    (tmp_path / "model" / "README.md").write_bytes(card)
+    (tmp_path / "model" / "config.json").touch()
 
     convert(source, tmp_path / "model", config=tiny_config(), overwrite=True)
 
-    assert (tmp_path / "model" / "README.md").read_text() == "# Mine\n"
+    assert (tmp_path / "model" / "README.md").read_bytes() == card
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
@@ -725,12 +801,12 @@ def test_names_of_folders_are_titles_as_they_are(name, tmp_path):
     card = model_card(tmp_path / name, results=[RESULT])
 
     assert ModelCard(str(card)).data.model_name == name
-    assert f"\n# {model_card_module.prose(name)}\n" in card.text
+    assert f"\n# {markdown.prose(name)}\n" in card.text
     compile(blocks(card)[0], "quick start", "exec")
 
 
 def test_examples_in_docstrings_are_true():
-    outcome = doctest.testmod(model_card_module)
+    outcome = doctest.testmod(markdown)
 
     assert outcome.attempted > 0
     assert outcome.failed == 0

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from importlib.resources import files as files_of
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from tiny import tiny_config, tiny_model, tiny_tracker
 from transformers import (
@@ -28,6 +29,7 @@ from efficientsam3_hf import (
     EfficientSam3TrackerProcessor,
     zoo,
 )
+from efficientsam3_hf.hub.model_card import is_own_card, write_model_card
 from efficientsam3_hf.models.auto_map import copy_code
 
 # The client hands files to its HTTP library in the older way, which that library warns of. Can go
@@ -148,7 +150,7 @@ def test_saving_and_pushing_at_once_sends_all(kind: str, hub, code, model, proce
     saved = {"model": model, "configuration": model.config, "processor": processor}[kind]
     saved.save_pretrained(tmp_path / "folder")  # as before; what has not changed must be sent, too
 
-    saved.save_pretrained(str(tmp_path / "folder"), push_to_hub=True, repo_id="owner/at_once")
+    saved.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="owner/at_once")
 
     assert code.items() <= hub.files("owner/at_once").items()
 
@@ -274,6 +276,92 @@ def test_the_loopback_hub_keeps_its_own_promises(hub):
     assert api.model_info("owner/promises").sha == second
     with pytest.raises(HfHubHTTPError, match="404"):
         api.model_info("owner/other")
+
+
+# Cards
+
+
+@pytest.mark.parametrize("kind", ["concept", "tracker"])
+def test_a_pushed_model_has_a_card_that_tells_what_it_is(kind: str, hub):
+    model = MODELS[kind]()
+    model.add_model_tags("mine")
+
+    model.push_to_hub("owner/carded")
+
+    files = hub.files("owner/carded")
+    card = ModelCard(files["README.md"].decode())
+    assert "# carded" in card.text
+    assert type(model).__name__ in card.text
+    assert "Model ID" not in card.text
+    assert {"efficientsam3", "mine"} <= set(card.data.tags)
+    assert (
+        files["LICENSE"] == (files_of("efficientsam3_hf") / "assets/SAM_LICENSE.txt").read_bytes()
+    )
+
+
+@pytest.mark.parametrize("kind", ["vision", "configuration", "processor"])
+def test_parts_have_a_short_card(kind: str, hub, model, processor):
+    pushed = {"vision": model.vision_encoder, "configuration": model.config, "processor": processor}
+
+    pushed[kind].push_to_hub("owner/part")
+
+    card = ModelCard(hub.files("owner/part")["README.md"].decode())
+    assert f"An `{type(pushed[kind]).__name__}` of `efficientsam3_hf`" in card.text
+    assert "SAM License" in card.text
+    assert card.data.library_name == "transformers"
+
+
+def test_a_model_completes_the_card_of_its_processor_and_not_the_other_way_round(
+    hub, model, processor
+):
+    processor.push_to_hub("owner/both")
+    model.push_to_hub("owner/both")
+    card = hub.files("owner/both")["README.md"]
+    processor.push_to_hub("owner/both")
+
+    assert b"## Quick start" in card
+    assert hub.files("owner/both")["README.md"] == card
+
+
+def test_saving_and_pushing_at_once_keeps_cards(hub, model, tmp_path):
+    for name in ("written", "own"):
+        zoo.save(model.config, tmp_path / name, model)
+    (tmp_path / "own" / "README.md").write_text("# Modèle\n", encoding="utf-8")
+
+    for name in ("written", "own"):
+        model.save_pretrained(tmp_path / name, push_to_hub=True, repo_id=f"owner/{name}")
+
+    assert hub.files("owner/own")["README.md"].decode() == "# Modèle\n"
+    assert b"## Quick start" in hub.files("owner/written")["README.md"]
+    assert {"LICENSE", "README.md"} <= hub.files("owner/written").keys()
+    write_model_card(tmp_path / "written", name="anew")  # it is still the package's own
+    assert "# anew" in (tmp_path / "written" / "README.md").read_text()
+
+
+def test_a_form_that_was_filled_in_is_a_card_of_ones_own(tmp_path):
+    form = ModelCard.from_template(
+        ModelCardData(library_name="transformers"),
+        model_description="This model card has been automatically generated.",
+    )
+    path = tmp_path / "README.md"
+    form.save(path)
+    assert not is_own_card(path)
+
+    path.write_text(path.read_text().replace("## Uses", "## Uses\n\nFor counting cars."))
+
+    assert is_own_card(path)
+
+
+@pytest.mark.parametrize("kind", ["model", "configuration", "processor"])
+def test_a_users_own_code_is_not_pushed(kind: str, hub, model, processor, tmp_path):
+    saved = {"model": model, "configuration": model.config, "processor": processor}[kind]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.py").write_text("SECRET = 1\n")
+
+    saved.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="owner/own_code")
+
+    assert "train.py" not in hub.files("owner/own_code")
+    assert "remote_code.py" in hub.files("owner/own_code")
 
 
 # What goes wrong on the way up

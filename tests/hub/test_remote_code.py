@@ -216,6 +216,7 @@ def test_what_remote_code_pushes_loads_again(joint, model, fresh, hub, inputs, t
 
     sent = hub.files("owner/again")
     assert {name: sent[name] for name in code(joint)} == code(joint)
+    assert b"An `EfficientSam3Model` of `efficientsam3_hf`" in sent["README.md"]
     fresh.run("compute", "AutoModel", "owner/again", inputs["concept"], tmp_path / "out")
     assert_same_outputs(tmp_path / "out", model, inputs["concept"])
 

@@ -24,6 +24,8 @@ IMAGE_TRACKER = re.compile(
     r"|shared_image_embedding|no_memory_embedding)"
 )
 
+KINDS = {kind.model_type: kind for kind in (EfficientSam3Config, EfficientSam3TrackerConfig)}
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -88,23 +90,26 @@ class Folder:
         return self.config.vision_config.model_type == "efficientsam3_vision"
 
 
+def has_card(folder: Path) -> bool:
+    """Whether a folder holds what a card is about, and not a part of it."""
+    return (_read_json(folder / "config.json") or {}).get("model_type") in KINDS
+
+
 def read_folder(folder: Path) -> Folder:
     """Look into a folder: configuration, headers of the weights, records."""
     fields = _read_json(folder / "config.json")
-    kinds = {kind.model_type: kind for kind in (EfficientSam3Config, EfficientSam3TrackerConfig)}
-    if fields is None or fields.get("model_type") not in kinds:
+    if fields is None or fields.get("model_type") not in KINDS:
         found = "there is none" if fields is None else f"it says {fields.get('model_type')!r}"
         raise ValueError(
-            f"A card needs a config.json whose model_type is {' or '.join(kinds)}; in {folder} "
+            f"A card needs a config.json whose model_type is {' or '.join(KINDS)}; in {folder} "
             f"{found}. Save the model there first."
         )
-    whole = folder / "model.safetensors"
-    weights = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    weights = find_weights(folder)
     is_concept = fields["model_type"] == EfficientSam3Config.model_type
     modules, dtypes = count_parameters(weights, is_concept)
     manifest = _read_json(folder / MANIFEST_FILE)
     return Folder(
-        config=kinds[fields["model_type"]].from_pretrained(folder),
+        config=KINDS[fields["model_type"]].from_pretrained(folder),
         modules=modules,
         dtypes=dtypes,
         size=sum(path.stat().st_size for path in weights),
@@ -113,6 +118,15 @@ def read_folder(folder: Path) -> Folder:
         training=read_training(folder),
         has_remote_code="auto_map" in fields,
     )
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files that `from_pretrained` would read."""
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    index = _read_json(folder / "model.safetensors.index.json") or {"weight_map": {}}
+    return sorted({folder / name for name in index["weight_map"].values()})
 
 
 def count_parameters(

@@ -53,6 +53,7 @@ EVERYTHING_TASK = "mask-generation"
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 BOX_SIDES = ("xmin", "ymin", "xmax", "ymax")
+MOST_NESTED = 8  # of which parameters need half: objects, their points, coordinates
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class EndpointHandler:
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise ValueError(f"parameters must be an object, not {type(parameters).__name__}.")
+        if is_deeper(parameters, MOST_NESTED):
+            raise ValueError(f"parameters are nested more than {MOST_NESTED} deep; none is that.")
         tasks: dict[str, Callable[[Image.Image, Parameters], Iterator[dict[str, Any]]]] = {
             CONCEPT_TASK: self.find_concepts,
             VISUAL_TASK: self.find_objects,
@@ -537,7 +540,12 @@ def is_list(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float is large enough for
+        return False
 
 
 def is_numbers(value: Any, count: int) -> bool:
@@ -559,6 +567,17 @@ def check_labels(name: str, labels: Any, labelled: Sequence[Any]) -> None:
         or any(label not in (0, 1) for row in labels for label in row or [])
     ):
         raise ValueError(f"{name} must hold 1 or 0 for each of what they label.")
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether containers lie in each other more than so deep."""
+    level = [value]
+    for _ in range(most + 1):
+        containers = [item for item in level if is_list(item) or isinstance(item, dict)]
+        level = [
+            x for item in containers for x in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(containers)
 
 
 def depth(nested: Any) -> int:

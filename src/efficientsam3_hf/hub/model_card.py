@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,9 +14,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
-from .contents import IMAGE_TRACKER, Folder, read_folder
+from ..models.pushing import CARD_FILE, LICENCE_FILE, MARKER, is_own_card
+from .contents import IMAGE_TRACKER, Folder, has_card, read_folder
+from .markdown import block, code, prose
 from .results import (
     Result,
+    find_private,
     one_line,
     read_results,
     to_model_index,
@@ -27,9 +29,6 @@ from .results import (
 
 logger = logging.get_logger(__name__)
 
-CARD_FILE = "README.md"
-LICENCE_FILE = "LICENSE"
-MARKER = "<!-- Written by efficientsam3_hf. Take this line out to keep what you change. -->"
 SAM3 = "facebook/sam3"
 TEXT_TOWER = "text tower"
 
@@ -79,7 +78,7 @@ def write_model_card(
     name: str | None = None,
     repo_id: str | None = None,
     results: Sequence[Result] | None = None,
-    base_model: str = SAM3,
+    base_model: str | None = None,
 ) -> Path:
     """Write card, licence and `.eval_results` of a folder; a card by another hand stays.
 
@@ -88,15 +87,17 @@ def write_model_card(
         name: Title; None takes the folder's name.
         repo_id: Where the folder goes on the Hub, for the code in the card.
         results: What was measured; saved beside the weights. None takes what is saved there.
-        base_model: Id on the Hub of the model that this one derives from.
+        base_model: Id on the Hub of the model that this one derives from; None takes what the
+            records of conversion and training say.
     """
     folder = Path(folder)
     if results is not None:
         write_results(results, folder)
+    for warning in find_private(folder):
+        logger.warning(warning)
     card = model_card(folder, name, repo_id, base_model=base_model)
     write_hub_files(read_results(folder), folder)
-    if not (folder / LICENCE_FILE).exists():
-        (folder / LICENCE_FILE).write_bytes(_asset("SAM_LICENSE.txt").read_bytes())
+    write_licence(folder)
     path = folder / CARD_FILE
     if is_own_card(path):
         logger.warning(f"{path} was not written by this package: it stays as it is.")
@@ -105,9 +106,23 @@ def write_model_card(
     return path
 
 
-def is_own_card(path: Path) -> bool:
-    """Whether there is a card that this package did not write."""
-    return path.is_file() and MARKER not in path.read_text(encoding="utf-8")
+def write_pushed_card(folder: Path, repo_id: str) -> bool:
+    """Write card and licence of a folder that is about to be pushed.
+
+    Returns:
+        Whether there is a card for what it holds; the licence is written in any case.
+    """
+    if has_card(folder):
+        write_model_card(folder, repo_id.split("/")[-1], repo_id)
+        return True
+    write_licence(folder)
+    return False
+
+
+def write_licence(folder: Path) -> None:
+    """Write the text of the SAM License, unless a `LICENSE` is there."""
+    if not (folder / LICENCE_FILE).exists():
+        (folder / LICENCE_FILE).write_bytes(_asset("SAM_LICENSE.txt").read_bytes())
 
 
 def keep_own_card(old: Path, new: Path) -> None:
@@ -121,7 +136,7 @@ def model_card(
     name: str | None = None,
     repo_id: str | None = None,
     results: Sequence[Result] | None = None,
-    base_model: str = SAM3,
+    base_model: str | None = None,
 ) -> ModelCard:
     """The card of a folder, from its configuration, weights and records; nothing is written.
 
@@ -130,23 +145,25 @@ def model_card(
         name: Title.
         repo_id: Where the folder goes on the Hub.
         results: What was measured; None takes what is saved beside the weights.
-        base_model: Id on the Hub.
+        base_model: Id on the Hub of the model that this one derives from.
     """
     folder = Path(os.path.abspath(folder))
     held = read_folder(folder)
     results = read_results(folder) if results is None else list(results)
     name = one_line(name or folder.name)
+    base_model = one_line(base_model) if base_model else find_base_model(held)
     card = ModelCard.from_template(
         card_data=card_data(held, name, results, base_model),
         template_str=_asset("model_card_template.md").read_text(encoding="utf-8"),
         **card_text(held, name, one_line(repo_id or f"path/to/{name}"), results),
+        has_base_model=base_model is not None,
     )
     card.text = f"\n{card.text.strip()}\n"
     return card
 
 
 def card_data(
-    held: Folder, name: str, results: Sequence[Result], base_model: str = SAM3
+    held: Folder, name: str, results: Sequence[Result], base_model: str | None
 ) -> ModelCardData:
     """The metadata that the Hub reads."""
     tags = ["efficientsam3", "sam3", "image-segmentation"]
@@ -155,15 +172,16 @@ def card_data(
     if held.is_student:
         tags.append("knowledge-distillation")
     datasets = [dataset for stage in held.training for dataset in stage.datasets]
+    licence: dict[str, Any] = {"license": "unknown" if held.modules else None}
+    if base_model:
+        licence = {"license": "other", "license_name": "sam-license", "license_link": LICENCE_FILE}
     return ModelCardData(
         language="en" if held.is_concept else None,
-        license="other",
-        license_name="sam-license",
-        license_link=LICENCE_FILE,
+        **licence,
         library_name="transformers",
-        pipeline_tag="mask-generation",
-        base_model=one_line(base_model),
-        base_model_relation="finetune" if held.is_student else None,
+        pipeline_tag="mask-generation" if held.has_tracker else "zero-shot-object-detection",
+        base_model=base_model,
+        base_model_relation="finetune" if base_model and held.is_student else None,
         datasets=_unique(dataset for dataset in datasets if _is_hub_id(dataset)) or None,
         metrics=_unique(one_line(result.metric) for result in results) or None,
         tags=tags,
@@ -218,6 +236,14 @@ def card_text(held: Folder, name: str, repo: str, results: Sequence[Result]) -> 
         "origins": describe_origins(held.manifest),
         "text_licence": describe_text_licence(held),
     }
+
+
+def find_base_model(held: Folder) -> str | None:
+    """What the weights derive from, as far as records say: a converted release, or a teacher."""
+    if held.manifest is not None:
+        return SAM3
+    teachers = [one_line(stage.teacher) for stage in held.training]
+    return next((teacher for teacher in teachers if "/" in teacher and _is_hub_id(teacher)), None)
 
 
 def describe_students(held: Folder) -> str:
@@ -335,42 +361,6 @@ def describe_text_licence(held: Folder) -> str | None:
         "([LICENSE_MODELS](https://github.com/apple/ml-mobileclip/blob/main/LICENSE_MODELS)). "
         "Settle that before any other use."
     )
-
-
-def prose(text: Any) -> str:
-    """A text that Markdown leaves as it is, on one line.
-
-    >>> prose("<b> | *x*")
-    '&lt;b&gt; \\\\| \\\\*x\\\\*'
-    """
-    escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", one_line(str(text)))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def code(text: Any) -> str:
-    """A text as code in a line or a table.
-
-    >>> code("a|b")
-    '`a\\\\|b`'
-    """
-    line = one_line(str(text)).replace("|", "\\|")
-    fence = "`" * (_longest_run(line) + 1)
-    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
-
-
-def block(command: str) -> str:
-    """A command as a block that it cannot leave."""
-    lines = [
-        "".join(letter for letter in line if letter.isprintable() or letter == "\t")
-        for line in command.strip().splitlines()
-    ]
-    body = "\n".join(lines)
-    fence = "`" * max(3, _longest_run(body) + 1)
-    return f"{fence}bash\n{body}\n{fence}"
-
-
-def _longest_run(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _name_trunk(held: Folder) -> str:

@@ -58,6 +58,7 @@ class Result:
 
     def __post_init__(self) -> None:
         optional = ("dataset_id", "dataset_revision", "benchmark_task")
+        _hide_in_command(self)
         _check_texts(self, optional, leave_out=("value",))
         number = self.value
         if isinstance(number, bool | str) or not math.isfinite(number):
@@ -94,12 +95,59 @@ class TrainingRecord:
     initial_weights: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _hide_in_command(self)
         _check_texts(self, leave_out=("datasets", "steps", "initial_weights"))
         if isinstance(self.datasets, str):
             raise TypeError(f"datasets={self.datasets!r} must be a list of names.")
         object.__setattr__(self, "datasets", tuple(str(name) for name in self.datasets))
         if isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 0:
             raise ValueError(f"steps={self.steps!r} is no number of steps.")
+
+
+# A token of the Hub, or whatever is given to something called a token, key, secret or password.
+NAMED = r"(?i:token|api[_-]?key|secret|password)"
+SECRET = re.compile(
+    rf"hf_\w{{8,}}|(?:--[\w-]*{NAMED}(?:=|\s+)|(?<![\w$])\w*{NAMED}=)(?=[^\s$-])(?P<value>\S+)"
+)
+ABSOLUTE = re.compile(r"(?<![^\s=\"':])(?:~|/[\w.-]+)/[^\s\"']+")
+
+
+def hide_secrets(command: str) -> str:
+    """A command without what must not be read by others.
+
+    >>> hide_secrets("HF_TOKEN=abc python train.py --hub_token hf_abcdefgh1")
+    'HF_TOKEN=*** python train.py --hub_token ***'
+    """
+    return SECRET.sub(_hide, command)
+
+
+def _hide(match: re.Match[str]) -> str:
+    return match[0].removesuffix(match["value"] or match[0]) + "***"
+
+
+def _hide_in_command(record: "Result | TrainingRecord") -> None:
+    if isinstance(record.command, str):
+        object.__setattr__(record, "command", hide_secrets(record.command))
+
+
+def find_private(folder: Path) -> list[str]:
+    """What to tell about commands in the records of a folder before others read them."""
+    warnings = []
+    recorded = {RESULTS_FILE: read_results(folder), TRAINING_FILE: read_training(folder)}
+    for name, records in recorded.items():
+        path = Path(folder) / name
+        if records and hide_secrets(text := path.read_text(encoding="utf-8")) != text:
+            warnings.append(
+                f"{path} holds what looks like a token or password. The card shows *** in its "
+                f"place, but the file goes to the Hub with the folder: take it out."
+            )
+        commands = " ".join(record.command for record in records)
+        if paths := sorted(set(ABSOLUTE.findall(commands))):
+            warnings.append(
+                f"Commands in {path} name places on this machine, which readers of the card will "
+                f"see: {', '.join(paths[:3])}. Write them relative to the repository."
+            )
+    return warnings
 
 
 Record = TypeVar("Record", Result, TrainingRecord)

@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .pushing import replace_form
+
 ENTRY = "remote_code"
 
 # What is saved -> Auto class -> what it loads from the folder.
@@ -69,16 +71,18 @@ class SelfContainedMixin:
         """As in transformers; the folder also gets the code that loads it without the package."""
         copy_code(save_directory)
         return super().save_pretrained(  # pyright: ignore  of the class that this is mixed into
-            save_directory, push_to_hub=push_to_hub, **kwargs
+            os.fspath(save_directory),  # a processor that is also pushed takes no other
+            push_to_hub=push_to_hub,
+            **kwargs,
         )
 
     def _upload_modified_files(
         self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict, **kwargs
     ) -> Any:
         """As in transformers, which would leave out the code, since it is there before the rest."""
-        timestamps = {
-            file: time for file, time in files_timestamps.items() if not file.endswith(".py")
-        }
+        replace_form(Path(working_dir), repo_id, type(self).__name__)
+        code = code_files()
+        timestamps = {file: time for file, time in files_timestamps.items() if file not in code}
         return super()._upload_modified_files(  # pyright: ignore  of the class this is mixed into
             working_dir, repo_id, timestamps, **kwargs
         )
@@ -110,10 +114,14 @@ def auto_map(saved: SelfContainedMixin) -> dict[str, str]:
     return result
 
 
+def code_files() -> dict[str, Path]:
+    """The files of the family by their names."""
+    entry = Path(__file__).with_name(f"{ENTRY}.py")
+    files = {entry.name: entry}
+    return files | {Path(file).name: Path(file) for file in get_relative_import_files(entry)}
+
+
 def copy_code(folder: str | os.PathLike) -> list[Path]:
     """Write the files of the family into a folder, and return where they are."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    entry = Path(__file__).with_name(f"{ENTRY}.py")
-    files = {entry.name: entry}
-    files |= {Path(file).name: Path(file) for file in get_relative_import_files(entry)}
-    return [Path(shutil.copyfile(file, Path(folder) / name)) for name, file in files.items()]
+    return [Path(shutil.copyfile(file, Path(folder) / name)) for name, file in code_files().items()]

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig, AutoModel
 
+from .pushing import PushedCardMixin
+
 DETECTOR_PREFIX = "detector_model."
 TRACKER_PREFIX = "tracker_model."
 TRACKER_NECK_PREFIX = "tracker_neck."
@@ -86,7 +88,7 @@ def join_weights(
     return joined
 
 
-class StrictLoadingMixin:
+class StrictLoadingMixin(PushedCardMixin):
     """Makes `from_pretrained` raise for what transformers only warns about."""
 
     @classmethod
