@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from efficientsam3_hf import EfficientSam3VideoModel
-from efficientsam3_hf.data.track_writers import DavisWriter, OverlayWriter, RleWriter, TrackWriter
+from efficientsam3_hf.data.track_writers import open_writers
 from efficientsam3_hf.data.video import Video, open_video
 
 
@@ -59,19 +59,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def open_writers(stack: ExitStack, video: Video, options: argparse.Namespace) -> list[TrackWriter]:
-    """A writer for each output that was asked for."""
-    fps = (video.fps or 24.0) / options.step
-    writers: list[TrackWriter] = []
-    if options.output:
-        writers.append(OverlayWriter(options.output, fps))
-    if options.rle:
-        writers.append(RleWriter(options.rle, Path(options.video).stem))
-    if options.davis:
-        writers.append(DavisWriter(options.davis))
-    return [stack.enter_context(writer) for writer in writers]
-
-
 def track(video: Video, options: argparse.Namespace) -> dict[str, set[int]]:
     """Write what is found, frame by frame; gives the objects of each phrase."""
     settings = {
@@ -85,7 +72,14 @@ def track(video: Video, options: argparse.Namespace) -> dict[str, set[int]]:
     model = model.eval().to(options.device)
     found: dict[str, set[int]] = {}
     with ExitStack() as stack:
-        writers = open_writers(stack, video, options)
+        writers = open_writers(
+            stack,
+            Path(options.video).stem,
+            (video.fps or 24.0) / options.step,
+            options.output,
+            options.rle,
+            options.davis,
+        )
         results = model.stream(video, options.text, options.box, delay=options.delay)
         for result in tqdm(results, desc="tracking", unit="frame"):
             for writer in writers:

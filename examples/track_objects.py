@@ -20,7 +20,7 @@ from torchvision.ops import masks_to_boxes
 from tqdm import tqdm
 
 from efficientsam3_hf import EfficientSam3TrackerVideoModel, EfficientSam3TrackerVideoProcessor
-from efficientsam3_hf.data.track_writers import DavisWriter, OverlayWriter, RleWriter
+from efficientsam3_hf.data.track_writers import open_writers
 from efficientsam3_hf.data.video import open_video
 
 
@@ -106,15 +106,14 @@ def main(arguments: list[str] | None = None) -> int:
             for result in tqdm(track(frames, options), desc="tracking", unit="frame")
         }
         with ExitStack() as stack:
-            writers = []
-            if options.output:
-                writers.append(OverlayWriter(options.output, video.fps or 24.0))
-            if options.rle:
-                writers.append(RleWriter(options.rle, Path(options.video).stem))
-            if options.davis:
-                writers.append(DavisWriter(options.davis))
-            for writer in writers:
-                stack.enter_context(writer)
+            for writer in open_writers(
+                stack,
+                Path(options.video).stem,
+                video.fps or 24.0,
+                options.output,
+                options.rle,
+                options.davis,
+            ):
                 for index in sorted(found):
                     writer.write(found[index], frames[index])
     except (OSError, ValueError, ImportError) as error:

@@ -9,6 +9,7 @@ for each object in the frame.
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..visualize import draw_instances, to_array
+from .masks_rle import import_mask_api, to_rle
 from .video import import_av
 
 DAVIS_IDS = 255  # objects that fit into a PNG of 8 bits
@@ -72,7 +74,7 @@ class RleWriter(TrackWriter):
     """
 
     def __init__(self, path: str | Path, video: str | None = None):
-        self.encode = import_encode()
+        import_mask_api()  # an error now is better than one after the first frame
         self.video = video
         self.is_list = Path(path).suffix != ".jsonl"
         self.is_first = True
@@ -89,17 +91,13 @@ class RleWriter(TrackWriter):
         )
         for row, object_id in enumerate(result.object_ids):
             x1, y1, x2, y2 = (float(side) for side in boxes[row])
-            segmentation = self.encode(np.asfortranarray(masks[row].astype(np.uint8)))
             record = {
                 "frame_index": result.frame_index,
                 "object_id": int(object_id),
                 "label": result.labels[row],
                 "score": round(float(scores[row]), 6),
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "segmentation": {
-                    "size": segmentation["size"],
-                    "counts": segmentation["counts"].decode("ascii"),
-                },
+                "segmentation": to_rle(masks[row], masks[row].shape),
             }
             if self.video is not None:
                 record = {"video": self.video, **record}
@@ -165,7 +163,8 @@ class OverlayWriter(TrackWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.pictures: list[Image.Image] = []  # of a GIF, which is written at the end
         self.container = self.stream = None
-        if self.path.suffix.lower() != ".gif":
+        self.is_gif = self.path.suffix.lower() == ".gif"
+        if not self.is_gif:
             self.av = import_av()
 
     def write(self, result: FrameOfTracks, image: Any = None) -> None:
@@ -178,7 +177,7 @@ class OverlayWriter(TrackWriter):
         drawn = draw_instances(
             image, result.masks, result.boxes, captions, numbers=list(result.object_ids)
         )
-        if self.path.suffix.lower() == ".gif":
+        if self.is_gif:
             self.pictures.append(drawn.quantize(128))
             return
         if self.container is None:
@@ -206,6 +205,34 @@ class OverlayWriter(TrackWriter):
             self.container = None
 
 
+def open_writers(
+    stack: ExitStack,
+    name: str,
+    fps: float,
+    overlay: Path | None = None,
+    rle: Path | None = None,
+    davis: Path | None = None,
+) -> list[TrackWriter]:
+    """A writer for each path that is given.
+
+    Args:
+        stack: Closes them.
+        name: Of the video, for the records.
+        fps: Of the overlay.
+        overlay: Video or GIF to look at.
+        rle: `.json` or `.jsonl`.
+        davis: Folder of PNGs.
+    """
+    writers: list[TrackWriter] = []
+    if overlay:
+        writers.append(OverlayWriter(overlay, fps))
+    if rle:
+        writers.append(RleWriter(rle, name))
+    if davis:
+        writers.append(DavisWriter(davis))
+    return [stack.enter_context(writer) for writer in writers]
+
+
 def davis_palette() -> list[int]:
     """The palette of DAVIS and PASCAL VOC: the bits of a number, dealt out to red, green, blue."""
     palette = []
@@ -216,14 +243,3 @@ def davis_palette() -> list[int]:
                 channels[channel] |= (number >> (3 * position + channel) & 1) << (7 - position)
         palette += channels
     return palette
-
-
-def import_encode() -> Any:
-    """pycocotools' encoder of masks, or an error that says how to get it."""
-    try:
-        from pycocotools.mask import encode
-    except ImportError as error:
-        raise ImportError(
-            'RLE is written by pycocotools: pip install "efficientsam3-hf[video]".'
-        ) from error
-    return encode

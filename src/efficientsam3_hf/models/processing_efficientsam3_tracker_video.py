@@ -13,10 +13,10 @@ from .prompts import PADDING_LABEL
 from .video_session import EfficientSam3VideoSession
 
 
-class EfficientSam3TrackerVideoProcessor(EfficientSam3TrackerProcessor):
-    """`Sam3TrackerVideoProcessor`, call for call, that checks prompts before the model sees them.
+class VideoFramesMixin:
+    """Gives a processor the way from frames to a session.
 
-    It needs no video processor: frames go through the image processor, each when it is asked for,
+    There is no video processor: frames go through the image processor, each when it is asked for,
     so that a video takes no more memory than it came in.
     """
 
@@ -81,6 +81,10 @@ class EfficientSam3TrackerVideoProcessor(EfficientSam3TrackerProcessor):
             raise ValueError(f"Give one frame at a time, not {len(inputs['pixel_values'])}.")
         set_size(inference_session, inputs["original_sizes"][0])
         return inference_session.add_new_frame(inputs["pixel_values"][0])
+
+
+class EfficientSam3TrackerVideoProcessor(VideoFramesMixin, EfficientSam3TrackerProcessor):
+    """`Sam3TrackerVideoProcessor`, call for call, that checks prompts before they are used."""
 
     def add_inputs_to_inference_session(
         self,

@@ -17,8 +17,7 @@ from .concept_session import (
 )
 from .masks import without_overlap
 from .processing_efficientsam3 import EfficientSam3Processor
-from .processing_efficientsam3_tracker_video import ProcessedFrames, set_size
-from .video_session import EfficientSam3VideoSession
+from .processing_efficientsam3_tracker_video import VideoFramesMixin, set_size
 
 
 @dataclass
@@ -46,65 +45,22 @@ class FrameMasklets:
     pixels: np.ndarray | None = None
 
 
-class EfficientSam3VideoProcessor(EfficientSam3Processor):
-    """`Sam3VideoProcessor`, call for call, that also takes exemplars.
+class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
+    """`Sam3VideoProcessor`, call for call, that also takes exemplars."""
 
-    It needs no video processor: frames go through the image processor, each when it is asked for.
-    """
-
-    def init_video_session(
-        self,
-        video: Any = None,
-        inference_device: str | torch.device = "cpu",
-        inference_state_device: str | torch.device | None = None,
-        processing_device: str | torch.device | None = None,
-        video_storage_device: str | torch.device | None = None,
-        max_vision_features_cache_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        max_conditioning_frames: int = 16,
-    ) -> EfficientSam3ConceptSession:
+    def init_video_session(self, *args, **kwargs) -> EfficientSam3ConceptSession:
         """A session to add phrases and exemplars to, and to follow them in.
 
-        Args:
-            video: Frames of any kind that the image processor takes: a list, an array, or a tensor
-                (frames, ...). None for a stream.
-            inference_device: Where the model runs.
-            inference_state_device: Where memories lie; None for `inference_device`.
-            processing_device: Where frames are resized; None for `inference_device`.
-            video_storage_device: Where frames of a stream lie; None for `inference_device`.
-            max_vision_features_cache_size: As in `EfficientSam3VideoSession`.
-            dtype: Of the frames.
-            max_conditioning_frames: As in `EfficientSam3VideoSession`.
+        Arguments are those of `EfficientSam3TrackerVideoProcessor.init_video_session`.
         """
-        frames, size = None, (None, None)
-        if video is not None:
-            device = processing_device or inference_device
-            frames = ProcessedFrames(video, self.image_processor, device)
-            size = frames.original_size
-        return EfficientSam3ConceptSession(
-            EfficientSam3VideoSession(
-                frames,
-                *size,
-                inference_device=inference_device,
-                inference_state_device=inference_state_device or inference_device,
-                video_storage_device=video_storage_device or inference_device,
-                dtype=dtype,
-                max_vision_features_cache_size=max_vision_features_cache_size,
-                max_conditioning_frames=max_conditioning_frames,
-            )
-        )
+        return EfficientSam3ConceptSession(super().init_video_session(*args, **kwargs))
 
     def add_frame(self, inference_session: EfficientSam3ConceptSession, frame: Any) -> int:
         """Add the next frame of a stream, as it came, to a session; gives its index.
 
         The model goes there with `model(inference_session, frame_idx=index)`.
         """
-        tracker = inference_session.tracker
-        inputs = self.image_processor(frame, return_tensors="pt", device=tracker.inference_device)
-        if len(inputs["pixel_values"]) != 1:
-            raise ValueError(f"Give one frame at a time, not {len(inputs['pixel_values'])}.")
-        set_size(tracker, inputs["original_sizes"][0])
-        return tracker.add_new_frame(inputs["pixel_values"][0])
+        return super().add_frame(inference_session.tracker, frame)
 
     def add_text_prompt(
         self, inference_session: EfficientSam3ConceptSession, text: str | Sequence[str]
