@@ -1,0 +1,541 @@
+"""What all stages share: counting, loss terms, checkpoints that load, and going on after a stop."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..data.loading import SampleStream
+from ..hub.model_card import write_model_card
+from ..hub.results import TrainingRecord, read_training, write_training
+from ..hub.trainer_push import PushCodeCallback
+from .arguments import DistillationArguments
+from .ema import MovingAverage
+from .family import Family
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"  # what `Trainer` writes last into a checkpoint
+
+
+class DistillationTrainer(Trainer):
+    """`Trainer` for a student and its frozen teacher. Each stage is a subclass of three methods.
+
+    * `count` says of a batch how many units there are of each kind a loss term is a mean over.
+    * `teacher_step` gives what the student is to reach.
+    * `student_step` gives the loss terms, each the **sum** over the units of the batch.
+
+    The sums are divided by the counts of a whole optimiser step, over all its batches and all
+    processes. So neither the number of processes nor gradient accumulation changes a gradient.
+
+    Args:
+        model: The student.
+        args: Of the stage.
+        teacher: What `teacher_step` asks; moved to the device, in evaluation mode, never saved.
+        parent: Folder the student came from: its record of training is continued.
+        **kwargs: For `Trainer`: `data_collator`, `train_dataset`, `eval_dataset`, ...
+    """
+
+    stage: ClassVar[str] = ""
+    trained_parts: ClassVar[Sequence[str]] = ()
+    # Loss term -> what it is counted in, and its factor.
+    units: ClassVar[Mapping[str, str]] = {}
+    weights: ClassVar[Mapping[str, float]] = {}
+
+    args: DistillationArguments
+
+    def __init__(
+        self,
+        model: Family,
+        args: DistillationArguments,
+        teacher: Any = None,
+        parent: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ):
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process would split batches behind the trainer's back. "
+                "Start one process for each GPU, with `accelerate launch`, or choose one with "
+                "CUDA_VISIBLE_DEVICES."
+            )
+        if args.device.type == "cpu":  # where memory cannot be pinned
+            args.dataloader_pin_memory = False
+        model.set_trainable(args.trained_parts or self.trained_parts, args.freeze_norms)
+        super().__init__(model=model, args=args, **kwargs)
+        # `compute_loss` divides by counts of the whole step itself.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self.family = model
+        self.teacher = self.prepare_teacher(teacher)
+        self.parent = parent
+        self.factors = {**self.weights, **self.own_weights()}
+        self.tally: dict[str, Tensor] = {}
+        self.tallied = 0
+        self.average = MovingAverage(model, args.ema_decay) if args.ema_decay else None
+        if self.average is not None:
+            self.add_callback(self.average)
+        self.add_callback(PushCodeCallback())
+        self.add_callback(NewEpoch(self))
+        self.watch = Watch()
+
+    @property
+    def output_dir(self) -> Path:
+        """Where checkpoints go, and the student at the end."""
+        return Path(self.args.output_dir or "trainer_output")
+
+    # What a stage says.
+
+    def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
+        """How many units of each kind a batch has."""
+        raise NotImplementedError
+
+    def teacher_step(self, inputs: Mapping[str, Any]) -> Any:
+        """What the student is to reach on a batch; called without gradients."""
+        return None
+
+    def student_step(
+        self, student: Family, inputs: Mapping[str, Any], targets: Any
+    ) -> dict[str, Tensor]:
+        """Loss terms of a batch, each summed over its units; runs within the student's forward."""
+        raise NotImplementedError
+
+    def own_weights(self) -> dict[str, float]:
+        """Factors of loss terms that the arguments set."""
+        own = self.args.loss_weights or {}
+        unknown = sorted(set(own) - set(self.weights))
+        if unknown:
+            raise ValueError(
+                f"loss_weights names {unknown[0]!r}. The terms of this stage are: "
+                f"{', '.join(self.weights)}."
+            )
+        return {name: float(value) for name, value in own.items()}
+
+    def prepare_teacher(self, teacher: Any) -> Any:
+        """The teacher where it will run; not a part of anything that is saved."""
+        prepare = getattr(teacher, "prepare", None)
+        if prepare is not None:
+            return prepare(self.accelerator)
+        if isinstance(teacher, nn.Module):
+            return teacher.to(self.args.device).eval().requires_grad_(False)
+        return teacher
+
+    # One step.
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Units of all batches of an optimiser step, in all processes."""
+        if not batch_samples:
+            return None
+        totals: dict[str, float] = {}
+        for inputs in batch_samples:
+            for name, number in self.count(inputs).items():
+                totals[name] = totals.get(name, 0) + float(number)
+        own = torch.tensor([list(totals.values())], dtype=torch.float64)
+        if device.type == "mps":  # which has no doubles
+            own = own.float()
+        everyone = self.accelerator.gather(own.to(device)).sum(dim=0)
+        return dict(zip(totals, everyone.clamp(min=1).unbind(), strict=True))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The weighted sum of the terms of a batch, as its share of the whole step."""
+        counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad():
+            targets = self.teacher_step(inputs)
+        sums = model(self.student_step, inputs, targets)
+        terms = {name: total / counts[self.units[name]] for name, total in sums.items()}
+        self.note(terms)
+        loss = sum(self.factors[name] * term for name, term in self.balance(terms).items())
+        # DDP takes the mean of gradients over processes: each holds its share of one sum.
+        loss = loss * self.accelerator.num_processes
+        return (loss, terms) if return_outputs else loss
+
+    def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Terms as they are added up. A stage may scale some of them here."""
+        return terms
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
+        """As in `Trainer`; a lack of memory says what the batch was and what can be done."""
+        self.watch.start_step()
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"Out of memory in step {self.state.global_step + 1}, with a batch of "
+                f"{describe(inputs)}. What was saved before is untouched: resume with a smaller "
+                "per_device_train_batch_size and more gradient_accumulation_steps, which train the "
+                "same, or with gradient_checkpointing or bf16."
+            ) from error
+        finally:
+            self.watch.end_step()
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """As in `Trainer`, and timed: it is here that training waits for data."""
+        with self.watch.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def note(self, terms: Mapping[str, Tensor]) -> None:
+        """Keep terms for the log; whether they are numbers is looked at when they are logged."""
+        for name, term in terms.items():
+            term = term.detach().float()
+            self.tally[name] = self.tally[name] + term if name in self.tally else term
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in `Trainer`, with each term, samples a second, and the share of time without data."""
+        if "loss" in logs and self.tally:
+            steps = max(self.state.global_step - self.tallied, 1)
+            logs |= {name: value / steps for name, value in self.read_tally().items()}
+            logs |= self.watch.read(self.args.train_batch_size * self.args.world_size)
+            self.tallied = self.state.global_step
+        super().log(logs, *args, **kwargs)
+        if self.args.stop_on_nan:
+            self.check_numbers(logs)
+
+    def read_tally(self) -> dict[str, float]:
+        """Sums over steps of the terms of all processes; begins anew."""
+        values = torch.stack(list(self.tally.values()))
+        values = self.accelerator.reduce(values, reduction="sum").tolist()
+        names = list(self.tally)
+        self.tally = {}
+        return dict(zip(names, values, strict=True))
+
+    def check_numbers(self, logs: Mapping[str, Any]) -> None:
+        """Raise if a loss is no number, before weights that are none are saved."""
+        wrong = {
+            name: value
+            for name, value in logs.items()
+            if (name == "loss" or name in self.units)
+            and isinstance(value, float)
+            and not math.isfinite(value)
+        }
+        if wrong:
+            kept = last_checkpoint(self.output_dir)
+            raise FloatingPointError(
+                f"The loss is no number by step {self.state.global_step}: {wrong}. "
+                + (f"{kept} was saved before and is good: resume from it " if kept else "Start ")
+                + "with a lower learning_rate, a lower max_grad_norm, or bf16 in place of fp16."
+            )
+
+    # The optimiser.
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `Trainer`, with a learning rate of their own for norms and for the trunk."""
+        is_new = self.optimizer is None
+        optimizer = (
+            super().create_optimizer(model) if model is not None else super().create_optimizer()
+        )
+        if not is_new:
+            return optimizer
+        factors = self.rate_factors(self.family)
+        groups = []
+        for group in optimizer.param_groups:
+            by_factor: dict[float, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                by_factor.setdefault(factors.get(weight, 1.0), []).append(weight)
+            groups += [
+                {**group, "params": weights, "lr": group["lr"] * factor}
+                for factor, weights in by_factor.items()
+            ]
+        optimizer.param_groups = groups
+        return optimizer
+
+    def rate_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
+        """By how much the learning rate of a weight differs from that of the rest."""
+        decayed = set(self.get_decay_parameter_names(model))
+        return {
+            weight: (1.0 if name in decayed else self.args.norm_learning_rate)
+            * (self.args.trunk_learning_rate if ".backbone.trunk." in name else 1.0)
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
+        }
+
+    # Data.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; a stream of ours is shared out among processes by itself."""
+        if not isinstance(self.train_dataset, SampleStream):
+            return super().get_train_dataloader()
+        return self.stream_loader(self.train_dataset, self._train_batch_size)
+
+    def stream_loader(self, stream: SampleStream, batch_size: int) -> DataLoader:
+        """A loader of this process's part of a stream."""
+        return DataLoader(
+            stream.split(self.args.process_index, self.args.world_size),
+            batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            drop_last=True,  # or one process would have a batch more than another
+        )
+
+    # Checkpoints.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The folder that `from_pretrained` reads; at the end of training, of averaged weights."""
+        folder = output_dir or self.args.output_dir
+        with nullcontext() if _internal_call else self.averaged():
+            super().save_model(folder, _internal_call=_internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.family.save(folder, state_dict)
+        self.write_records(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def write_records(self, folder: Path) -> None:
+        """Say beside the weights how they came to be, and write the card that tells it."""
+        earlier = read_training(Path(self.parent)) if self.parent is not None else []
+        write_training([*earlier, self.training_record()], folder)
+        write_model_card(folder)
+
+    def training_record(self) -> TrainingRecord:
+        """This stage, for the card."""
+        return TrainingRecord(
+            stage=self.stage or type(self).__name__,
+            teacher=name_of(self.teacher),
+            datasets=names_of(self.train_dataset),
+            command=command_line(),
+            steps=self.state.global_step,
+            hardware=hardware(self.args),
+            initial_weights={"student": self.parent_name()},
+        )
+
+    def parent_name(self) -> str:
+        """Where the student came from, without the place on this machine."""
+        return "teacher" if self.parent is None else Path(self.parent).name
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in `Trainer`; if it cannot be written whole, it is not there at all."""
+        folder = self.output_dir / f"checkpoint-{self.state.global_step}"
+        if self.tally and self.args.stop_on_nan:
+            self.check_numbers({name: term.item() for name, term in self.tally.items()})
+        try:
+            super()._save_checkpoint(model, trial)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = last_checkpoint(self.output_dir)
+            raise OSError(
+                error.errno,
+                f"{folder.name} could not be written ({error.strerror or error}), and was taken "
+                f"away again. {f'{kept} is whole: ' if kept else ''}make room, or choose a lower "
+                "save_total_limit, and resume.",
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.average is not None and self.args.should_save:
+            self.average.save(output_dir)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> Any:
+        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.family.load_weights(resume_from_checkpoint)
+        if self.average is not None:
+            self.average.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # Evaluation.
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the student has its averaged weights, if an average is kept."""
+        if self.average is None:
+            yield
+            return
+        with self.family.holding(self.average.weights):
+            yield
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The loss terms of a whole dataset, and what `measure` says of it."""
+        model: Any = self._wrap_model(self.family, training=False)
+        model.eval()
+        totals: dict[str, Tensor] = {}
+        counts: dict[str, float] = {}
+        batches = tqdm(
+            dataloader,
+            desc=description,
+            disable=self.args.disable_tqdm or not self.is_world_process_zero(),
+        )
+        with torch.no_grad(), self.averaged():
+            for inputs in batches:
+                inputs = self._prepare_inputs(inputs)
+                with self.compute_loss_context_manager(), self.autocast_smart_context_manager():
+                    sums = model(self.student_step, inputs, self.teacher_step(inputs))
+                for name, total in sums.items():
+                    totals[name] = totals.get(name, 0) + total.detach().double()
+                for name, number in self.count(inputs).items():
+                    counts[name] = counts.get(name, 0) + float(number)
+            metrics = self.join_terms(totals, counts, metric_key_prefix)
+            measured = self.measure(self.family, dataloader)
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        number = int(counts.get("samples", 0)) or self.num_examples(dataloader)
+        nothing: Any = None
+        return EvalLoopOutput(nothing, nothing, metrics, number)
+
+    def join_terms(
+        self, totals: dict[str, Tensor], counts: dict[str, float], prefix: str
+    ) -> dict[str, float]:
+        """Means over the datasets of all processes."""
+        names = list(totals)
+        own = torch.stack([totals[name] for name in names])
+        own = torch.cat([own, own.new_tensor(list(counts.values()))])
+        values = self.accelerator.reduce(own, reduction="sum").tolist()
+        everyone = dict(zip(counts, values[len(names) :], strict=True))
+        means = {
+            name: value / max(everyone[self.units[name]], 1)
+            for name, value in zip(names, values, strict=False)
+        }
+        loss = math.fsum(self.factors[name] * value for name, value in means.items())
+        return {f"{prefix}_loss": loss} | {f"{prefix}_{name}": v for name, v in means.items()}
+
+    def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
+        """Numbers of `evaluation/` for a dataset; a stage says which."""
+        return {}
+
+
+class NewEpoch(TrainerCallback):
+    """Tells data and collator which epoch it is, for what they choose anew in each."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Pass the number of the epoch on."""
+        collator: Any = self.trainer.data_collator
+        holders = [
+            self.trainer.train_dataset,
+            collator,
+            *(getattr(collator, "augment", None) or ()),
+        ]
+        for holder in holders:
+            set_epoch = getattr(holder, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(int(state.epoch or 0))
+
+
+class Watch:
+    """How long steps take, and how much of it is waiting for data."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.waited = self.steps = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent here is spent without data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def start_step(self) -> None:
+        """A batch goes to the device."""
+
+    def end_step(self) -> None:
+        """A batch is done."""
+        self.steps += 1
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """Samples a second and the share of waiting since the last time; begins anew."""
+        now = time.perf_counter()
+        passed = max(now - self.began, 1e-9)
+        numbers = {
+            "samples_per_second": self.steps * batch_size / passed,
+            "waiting_for_data": self.waited / passed,
+        }
+        self.began, self.waited, self.steps = now, 0.0, 0.0
+        return numbers
+
+
+def last_checkpoint(folder: str | os.PathLike | None) -> str | None:
+    """The last checkpoint in a folder that was written whole; None if there is none."""
+    if folder is None or not Path(folder).is_dir():
+        return None
+    numbered = []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdigit():
+            numbered.append((int(number), path))
+    for _, path in sorted(numbered, reverse=True):
+        if is_whole(path):
+            return str(path)
+        logger.warning("%s was not written to its end: an earlier one is taken.", path)
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether `Trainer` came to the end of writing a checkpoint."""
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def describe(inputs: Mapping[str, Any]) -> str:
+    """The shapes of a batch."""
+    shapes = [f"{name} {tuple(x.shape)}" for name, x in inputs.items() if isinstance(x, Tensor)]
+    return ", ".join(shapes) or "no tensors"
+
+
+def name_of(teacher: Any) -> str:
+    """A teacher's name for the record."""
+    name = getattr(teacher, "name_or_path", None) or getattr(teacher, "name", None)
+    return Path(str(name)).name if name and os.path.isabs(str(name)) else str(name or "none")
+
+
+def names_of(dataset: Any) -> list[str]:
+    """Names of datasets for the record."""
+    name = getattr(dataset, "name", None) or getattr(
+        getattr(dataset, "reader", None), "source", None
+    )
+    return [str(name)] if name else [type(dataset).__name__]
+
+
+def command_line() -> str:
+    """How this program was started, without places on this machine."""
+    return " ".join(Path(word).name if os.path.isabs(word) else word for word in sys.argv)
+
+
+def hardware(args: DistillationArguments) -> str:
+    """What is trained on."""
+    if args.device.type == "cuda":
+        return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
+    return f"{args.world_size} x {args.device.type}"

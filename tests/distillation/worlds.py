@@ -1,0 +1,52 @@
+"""A tiny teacher, student and data for tests of distillation."""
+
+from typing import Any
+
+import torch
+from tiny import (
+    TINY_VIT,
+    see_objects,
+    stir,
+    tiny_config,
+    tiny_tracker_video,
+    tiny_video_config,
+    tiny_vision,
+)
+
+from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
+from efficientsam3_hf.distillation.family import Family
+
+
+def tiny_teacher() -> Family:
+    """A ViT with detector and dense-memory tracker, frozen."""
+    torch.manual_seed(0)
+    detector = stir(EfficientSam3Model(tiny_config(TINY_VIT)))
+    tracker = tiny_tracker_video("dense", TINY_VIT)
+    return Family(detector, tracker).eval().requires_grad_(False)
+
+
+def tiny_student(memory: str = "dense", neck: str = "sam3", **text: Any) -> Family:
+    """A student of the same sizes, but for its trunk and perhaps its memory."""
+    torch.manual_seed(1)
+    vision = tiny_vision(neck)
+    detector = stir(EfficientSam3Model(tiny_config(vision)))
+    tracker = stir(EfficientSam3TrackerVideoModel(tiny_video_config(memory, vision)))
+    return Family(detector, see_objects(tracker))
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Noise with a gradient of light: something to tell apart, the same in every run."""
+
+    name = "pictures"
+
+    def __init__(self, length: int = 16, size: int = 112):
+        self.length, self.size = length, size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        coarse = torch.randn(1, 3, 7, 7, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, (self.size, self.size), mode="bilinear")
+        return {"pixel_values": smooth[0]}
