@@ -59,7 +59,8 @@ class DistillationArguments(TrainingArguments):
     max_grad_norm: float = 1.0
     weight_decay: float = 0.05
     lr_scheduler_type: str = "cosine"
-    report_to: str | list[str] | None = "none"
+    # In this order, since the parser of arguments looks at the second.
+    report_to: None | str | list[str] = "none"  # noqa: RUF036
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
 
