@@ -33,6 +33,8 @@ def processor(variant: str | EfficientSam3Config) -> EfficientSam3Processor:
     image_processor = EfficientSam3ImageProcessor(
         size={"height": size, "width": size},
         mask_size={"height": mask_size, "width": mask_size},
+        score_temperature=configuration.score_temperature,
+        score_bias=configuration.score_bias,
     )
     return EfficientSam3Processor(image_processor, build_tokenizer(configuration.context_length))
 

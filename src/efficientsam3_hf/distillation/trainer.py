@@ -29,6 +29,7 @@ from .family import Family
 
 logger = logging.getLogger(__name__)
 
+EXTRA_FILE = "stage_state.json"
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last into a checkpoint
 
 
@@ -53,8 +54,8 @@ class DistillationTrainer(Trainer):
     stage: ClassVar[str] = ""
     trained_parts: ClassVar[Sequence[str]] = ()
     # Loss term -> what it is counted in, and its factor.
-    units: ClassVar[Mapping[str, str]] = {}
-    weights: ClassVar[Mapping[str, float]] = {}
+    units: Mapping[str, str] = {}
+    weights: Mapping[str, float] = {}
 
     args: DistillationArguments
 
@@ -342,10 +343,21 @@ class DistillationTrainer(Trainer):
                 "save_total_limit, and resume.",
             ) from error
 
+    def extra_state(self) -> dict[str, float]:
+        """What a stage must remember besides, to go on as if nothing had been."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, float]) -> None:
+        """Take up what `extra_state` gave."""
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self.average is not None and self.args.should_save:
+        if not self.args.should_save:
+            return
+        if self.average is not None:
             self.average.save(output_dir)
+        if state := self.extra_state():
+            (Path(output_dir) / EXTRA_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> Any:
         """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any."""
@@ -360,6 +372,9 @@ class DistillationTrainer(Trainer):
             self.family.load_weights(resume_from_checkpoint)
         if self.average is not None:
             self.average.load(resume_from_checkpoint)
+        extra = Path(resume_from_checkpoint) / EXTRA_FILE
+        if extra.is_file():
+            self.load_extra_state(json.loads(extra.read_text(encoding="utf-8")))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:

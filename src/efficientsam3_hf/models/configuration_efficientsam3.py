@@ -281,6 +281,9 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
             transformers' `Sam3Model`, which runs it only where there are boxes.
         has_point_branch: Whether the geometry encoder takes exemplar points. transformers' SAM 3
             lacks the weights for them, and so does a checkpoint completed from it.
+        score_temperature: By which the logits of scores are divided, and
+        score_bias: what is added to them then, so that a score of one half separates right from
+            wrong. Scores out of the processors are so; those in a model's outputs are not.
         objective: What training asks for where it is not SAM 3's: fields of `ObjectiveConfig`.
         init_local_box_bias: Whether fresh weights make queries look at the inside of their
             reference boxes, without which a decoder hardly learns from scratch. Weights that are
@@ -321,6 +324,8 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
     tracker_video_config: dict | PreTrainedConfig | None = None
     always_encode_geometry: bool = True
     has_point_branch: bool = True
+    score_temperature: float | int = 1.0
+    score_bias: float | int = 0.0
     objective: dict[str, Any] | None = None
     init_local_box_bias: bool = False
     initializer_range: float = 0.02
@@ -330,6 +335,8 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
         check_context_length(self.context_length)
         check_side(self.image_size)
         ObjectiveConfig.from_dict(self.objective)
+        if not self.score_temperature > 0:
+            raise ValueError(f"score_temperature={self.score_temperature} must be more than 0.")
         check_equal_widths(
             {
                 "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,

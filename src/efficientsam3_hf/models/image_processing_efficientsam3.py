@@ -21,6 +21,7 @@ from .configuration_efficientsam3 import (
     EfficientSam3VisionConfig,
 )
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
+from .score_calibration import calibrate_scores
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +39,12 @@ class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcesso
 
     Files are read likewise, upright. What is behind a URL loses its transparency, and so does the
     transparent level of grey of a 16-bit PNG.
+
+    `score_temperature` and `score_bias` are those of the model's configuration.
     """
+
+    score_temperature = 1.0
+    score_bias = 0.0
 
     def preprocess(self, images, segmentation_maps=None, **kwargs):
         """As in transformers; a grey image may also be an array (height, width).
@@ -122,6 +128,7 @@ class EfficientSam3ImageProcessor(SelfContainedProcessorMixin, Sam3ImageProcesso
         scores = outputs.pred_logits.sigmoid()
         if outputs.presence_logits is not None:
             scores = scores * outputs.presence_logits.sigmoid()
+        scores = calibrate_scores(scores, self.score_temperature, self.score_bias)
         sizes = self.check_target_sizes(target_sizes, len(scores))
         results = []
         for index, size in enumerate(sizes):

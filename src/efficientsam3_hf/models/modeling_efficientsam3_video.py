@@ -26,6 +26,7 @@ from .modeling_efficientsam3_tracker_video import EfficientSam3TrackerVideoModel
 from .modeling_efficientsam3_vision import build_neck
 from .object_memory import FrameFeatures
 from .processing_efficientsam3_video import EfficientSam3VideoProcessor, FrameMasklets
+from .score_calibration import calibrate_scores
 
 logger = logging.get_logger(__name__)
 
@@ -163,7 +164,12 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
             tokens,
             valid,
         )
-        probabilities = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
+        config = self.detector_model.config
+        probabilities = calibrate_scores(
+            output.pred_logits.sigmoid() * output.presence_logits.sigmoid(),
+            config.score_temperature,
+            config.score_bias,
+        )
         masks, scores, prompts = [], [], []
         for row, number in enumerate(numbers):
             sure = probabilities[row] > self.config.score_threshold_detection

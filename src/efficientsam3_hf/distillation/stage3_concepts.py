@@ -1,0 +1,314 @@
+"""Stage 3, end to end: concepts as SAM 3 learned them, with the teacher's answers beside the truth."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3ImageSegmentationOutput,
+    Sam3VisionEncoderOutput,
+)
+
+from ..evaluation import concept, units
+from ..models.objective_config import ObjectiveConfig
+from ..tokenizer import build_tokenizer
+from .arguments import DistillationArguments
+from .concept_scores import detections_of, draw_concepts, truths_of
+from .family import Family
+from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
+from .prompted_heads import match_queries, scores_of
+from .stage1_image import TARGETS, map_terms, target_maps
+from .trainer import DistillationTrainer
+
+# Of the objective, those that are means over instances; the others are means over prompts.
+OF_BOXES = ("l1", "giou", "mask", "dice")
+MAP_TERMS = tuple(f"{target}_{kind}" for target in TARGETS for kind in ("error", "angle"))
+
+
+@dataclass
+class ConceptTrainingArguments(DistillationArguments):
+    """Arguments of stage 3. The objective's own are those of the student's configuration.
+
+    Args:
+        targets: Maps that are compared with the teacher's, as in stage 1; none for no such term.
+        balance: Size of the gradient of these terms in the trunk's maps, in units of that of all
+            other terms together; 0 leaves them as their weights say.
+        balance_memory: Share of the old in the running ratio of the two.
+        confidence: Score from which on a detection of the teacher counts.
+        temperature: By which logits of masks are divided, the student's and the teacher's.
+    """
+
+    targets: list[str] = field(
+        default_factory=lambda: ["neck"], metadata={"help": "Maps compared with the teacher's."}
+    )
+    balance: float = field(
+        default=0.5, metadata={"help": "Gradient of the map terms, in units of the others'."}
+    )
+    balance_memory: float = field(
+        default=0.9, metadata={"help": "Share of the old in the running ratio of gradients."}
+    )
+    confidence: float = field(default=0.5, metadata={"help": "Least score of a detection."})
+    temperature: float = field(default=1.0, metadata={"help": "Softness of the teacher's masks."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = sorted(set(self.targets) - set(TARGETS))
+        if unknown:
+            raise ValueError(f"targets={self.targets} must be some of {', '.join(TARGETS)}.")
+        if self.balance < 0 or not 0 <= self.balance_memory < 1:
+            raise ValueError(
+                f"balance={self.balance} must not be negative, and balance_memory="
+                f"{self.balance_memory} be at least 0 and less than 1."
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be more than 0.")
+
+
+@dataclass
+class ConceptLesson:
+    """What the teacher makes of a batch.
+
+    Args:
+        maps: For the terms of maps, by target.
+        found: What its detector answers; None if no term asks for it.
+    """
+
+    maps: dict[str, list[Tensor]] = field(default_factory=dict)
+    found: Sam3ImageSegmentationOutput | None = None
+
+
+class ConceptTrainer(DistillationTrainer):
+    """Trains on phrases with all their instances, negatives included, and on a teacher's answers.
+
+    Without a teacher there is the truth alone: plain fine-tuning.
+    """
+
+    stage = "stage 3: concepts"
+    trained_parts = ("backbone", "neck", "geometry", "encoder", "decoder", "scoring", "masks")
+
+    args: ConceptTrainingArguments
+
+    def __init__(
+        self, model: Family, args: ConceptTrainingArguments, teacher: Any = None, **kwargs: Any
+    ):
+        objective = ObjectiveConfig.from_dict(model.configuration.objective).weights()
+        self.units = {
+            **{name: "boxes" if name.endswith(OF_BOXES) else "prompts" for name in objective},
+            "semantic_dice": "prompts",
+            **dict.fromkeys(CONCEPT_TERMS, "prompts"),
+            **dict.fromkeys(MAP_TERMS, "samples"),
+        }
+        self.weights = {
+            **objective,
+            **{"concept_bce": 5.0, "concept_dice": 5.0, "concept_focal": 0.0},
+            **{"concept_box": 5.0, "concept_overlap": 2.0},
+            **{"concept_score": 5.0, "concept_presence": 5.0},
+            **dict.fromkeys(MAP_TERMS, 1.0),
+        }
+        if teacher is None:
+            args.targets = []
+        super().__init__(model, args, teacher, **kwargs)
+        self.balancer = Balancer(self)
+        self.add_callback(self.balancer)
+        self.teacher_phrases: dict[str, Tensor] = {}
+
+    # What is asked, and what the teacher says.
+
+    def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
+        """Images, prompts, and instances that are no crowds."""
+        labels = inputs["labels"]
+        return {
+            "samples": len(inputs["pixel_values"]),
+            "prompts": len(labels),
+            "boxes": sum(int((~label["is_crowd"]).sum()) for label in labels),
+        }
+
+    def teacher_step(self, inputs: Mapping[str, Any]) -> ConceptLesson:
+        """The teacher's maps and its answers to the same phrases."""
+        if self.teacher is None:
+            return ConceptLesson()
+        seen = self.teacher.see(inputs["pixel_values"])
+        lesson = ConceptLesson(target_maps(self.teacher, seen, self.args.targets))
+        if self.wanted(CONCEPT_TERMS):
+            text, valid = self.read_phrases([label["phrase"] for label in inputs["labels"]])
+            lesson.found = self.teacher.detector(
+                vision_embeds=seen,
+                text_embeds=text.to(seen.fpn_hidden_states[0].dtype),
+                attention_mask=valid,
+                image_indices=inputs.get("image_indices"),
+                return_dict=True,
+            )
+        return lesson
+
+    def read_phrases(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The teacher's token features of phrases, each computed once, and which are valid."""
+        detector, device = self.teacher.detector, self.args.device
+        unread = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self.teacher_phrases]
+        if unread:
+            tokens = build_tokenizer(detector.config.context_length)(
+                unread, padding=True, truncation=True, return_tensors="pt"
+            ).to(device)
+            mask = tokens["attention_mask"]
+            rows = detector.get_text_features(tokens["input_ids"], mask, return_dict=True)
+            for phrase, row, kept in zip(unread, rows.pooler_output, mask.bool(), strict=True):
+                self.teacher_phrases[phrase] = row[kept].cpu()
+        rows = [self.teacher_phrases[phrase] for phrase in phrases]
+        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        valid = torch.arange(features.shape[1]) < lengths[:, None]
+        return features.to(device), valid.to(device)
+
+    # What the student makes of it.
+
+    def student_step(
+        self, student: Family, inputs: Mapping[str, Any], targets: ConceptLesson
+    ) -> dict[str, Tensor]:
+        """The objective's terms, those of the teacher's answers, and those of its maps."""
+        seen = student.see(inputs["pixel_values"])
+        self.balancer.shared = shared_maps(seen)
+        own: Any = student.detector(
+            vision_embeds=seen,
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            image_indices=inputs.get("image_indices"),
+            labels=inputs["labels"],
+            loss_counts={"boxes": 1, "prompts": 1},
+            return_dict=True,
+        )
+        terms = dict(own.loss_dict)
+        if targets.found is not None:
+            terms |= self.answer_terms(own, targets.found)
+        if targets.maps:
+            maps = target_maps(student, seen, self.args.targets)
+            terms |= map_terms(maps, targets.maps, inputs.get("valid"))
+        return terms
+
+    def answer_terms(
+        self, own: Sam3ImageSegmentationOutput, theirs: Sam3ImageSegmentationOutput
+    ) -> dict[str, Tensor]:
+        """How far the student's answers are from the teacher's, query by matched query."""
+        is_confident = scores_of(theirs) > self.args.confidence
+        pairs = pair_answers(own, theirs, match_queries(own, theirs, is_confident), is_confident)
+        losses = concept_losses(self.wanted(CONCEPT_TERMS), pairs, self.args.temperature)
+        return {name: loss.sum() for name, loss in losses.items()}
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """Those terms that have a weight."""
+        return [name for name in names if self.factors[name]]
+
+    def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Terms with those of maps scaled to their share of the gradient."""
+        if not self.args.balance or not self.args.targets:
+            return terms
+        if torch.is_grad_enabled():
+            self.balancer.look(terms)
+        scale = self.balancer.scale
+        return {name: term * scale if name in MAP_TERMS else term for name, term in terms.items()}
+
+    def extra_state(self) -> dict[str, float]:
+        """The running ratio of gradients."""
+        return {"balance": self.balancer.scale}
+
+    def load_extra_state(self, state: Mapping[str, float]) -> None:
+        """Go on with it."""
+        self.balancer.scale = state["balance"]
+
+    # How well it does.
+
+    def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
+        """cgF1 and its parts, at the size of the masks in the labels."""
+        records = []
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            with self.autocast_smart_context_manager():
+                found = self.answer(student, inputs)
+            for (masks, scores), truth in zip(found, truths_of(inputs["labels"]), strict=True):
+                records.append(concept.score_pair(masks, scores, truth))
+        records = gather_records(records)
+        return dict(concept.summarize(units.stack(records))) if records else {}
+
+    def answer(self, student: Family, inputs: Mapping[str, Any]) -> list[Any]:
+        """Masks and scores of what the student finds for each prompt of a batch."""
+        outputs = student.detector(
+            pixel_values=inputs["pixel_values"],
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            image_indices=inputs.get("image_indices"),
+            return_dict=True,
+        )
+        sizes = [tuple(label["masks"].shape[-2:]) for label in inputs["labels"]]
+        return detections_of(outputs, sizes, student.configuration)
+
+    @torch.no_grad()
+    def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Pictures of what phrases name: the truth (left) and what the student finds."""
+        inputs: Any = self._prepare_inputs(dict(batch))
+        with self.autocast_smart_context_manager():
+            return draw_concepts(inputs, self.answer(student, inputs))
+
+
+class Balancer(TrainerCallback):
+    """Holds the gradient of the terms of maps at its share of that of all other terms.
+
+    Squares of norms are sums over all batches and processes of a step, so they do not depend on
+    how it was cut up. What is found in one step holds from the next one on.
+    """
+
+    def __init__(self, trainer: ConceptTrainer):
+        self.trainer = trainer
+        self.scale = 1.0
+        self.is_new = True
+        self.shared: list[Tensor] = []
+        self.squares = torch.zeros(2, dtype=torch.float64)
+
+    def look(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the gradients of a batch in the maps of the trunk."""
+        shared = [each for each in self.shared if each.requires_grad]
+        if not shared:
+            return
+        for row, of_maps in enumerate((True, False)):
+            weighted = [
+                self.trainer.factors[name] * term
+                for name, term in terms.items()
+                if (name in MAP_TERMS) == of_maps and term.requires_grad
+            ]
+            if weighted:
+                gradients = torch.autograd.grad(
+                    torch.stack(weighted).sum(), shared, retain_graph=True, allow_unused=True
+                )
+                squares = [each.double().square().sum() for each in gradients if each is not None]
+                self.squares[row] += float(sum(squares))
+        self.shared = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Take a step towards the ratio of this step."""
+        accelerator, device = self.trainer.accelerator, self.trainer.args.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        squares = accelerator.reduce(self.squares.to(device, kind), reduction="sum")
+        of_maps, of_others = (math.sqrt(float(each)) for each in squares)
+        self.squares.zero_()
+        if not (0 < of_maps < math.inf and 0 < of_others < math.inf):
+            return
+        wanted = self.trainer.args.balance * of_others / of_maps
+        memory = 0.0 if state.global_step <= 1 else self.trainer.args.balance_memory
+        self.scale = self.scale**memory * wanted ** (1 - memory)
+
+
+def shared_maps(seen: Sam3VisionEncoderOutput) -> list[Tensor]:
+    """What all terms are computed from: the maps of the backbone, or the tokens of a ViT."""
+    maps = getattr(seen, "feature_maps", None)
+    return [seen.last_hidden_state] if maps is None else list(maps)
+
+
+def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return records
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, records)
+    return [record for of_one in everyone for record in of_one]
