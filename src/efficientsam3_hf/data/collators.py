@@ -21,7 +21,8 @@ class ImageCollator:
 
     Adds to what the processor gives `labels`, with one entry for each prompt, in their order:
     `masks` (instances, height, width), `boxes` as (cx, cy, w, h) and `points` as (x, y) in [0, 1],
-    `is_crowd`, `is_exhaustive`, `phrase`, `image` (its number in the batch) and `source_id`.
+    `is_crowd`, `is_exhaustive`, `phrase`, `image` (its number in the batch), `image_id` (its name
+    in the dataset) and `source_id`.
 
     Args:
         processor: Takes `images` and `text` as `EfficientSam3Processor` does.
@@ -84,6 +85,7 @@ class ImageCollator:
             "is_exhaustive": torch.tensor(is_exhaustive),
             "phrase": query.phrase,
             "image": image,
+            "image_id": sample.source_id,
             "source_id": query.source_id,
         }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from .arguments import DistillationArguments
 from .family import Family
@@ -51,29 +52,41 @@ class ImageDistillationTrainer(DistillationTrainer):
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """The teacher's maps."""
-        return target_maps(self.teacher, inputs["pixel_values"], self.args.targets)
+        seen = self.teacher.see(inputs["pixel_values"])
+        return target_maps(self.teacher, seen, self.args.targets)
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: Any
     ) -> dict[str, Tensor]:
-        """Distances of the student's maps, the mean over the levels of each target."""
-        seen = target_maps(student, inputs["pixel_values"], self.args.targets)
-        valid = inputs.get("valid")
-        terms = {}
-        for target, maps in seen.items():
-            pairs = list(zip(maps, targets[target], strict=True))
-            errors = [whitened_error(own, theirs, valid) for own, theirs in pairs]
-            angles = [angle_error(own, theirs, valid) for own, theirs in pairs]
-            terms[f"{target}_error"] = sum(errors) / len(pairs)
-            terms[f"{target}_angle"] = sum(angles) / len(pairs)
-        return terms
+        """Distances of the student's maps."""
+        maps = target_maps(student, student.see(inputs["pixel_values"]), self.args.targets)
+        return map_terms(maps, targets, inputs.get("valid"))
+
+
+def map_terms(
+    maps: Mapping[str, list[Tensor]], wanted: Mapping[str, list[Tensor]], valid: Tensor | None
+) -> dict[str, Tensor]:
+    """Distances of maps, the mean over the levels of each target.
+
+    Args:
+        maps: The student's by target.
+        wanted: The teacher's.
+        valid: (images, height, width), true where there is a picture; None for everywhere.
+    """
+    terms = {}
+    for target, own in maps.items():
+        pairs = list(zip(own, wanted[target], strict=True))
+        errors = [whitened_error(mine, theirs, valid) for mine, theirs in pairs]
+        angles = [angle_error(mine, theirs, valid) for mine, theirs in pairs]
+        terms[f"{target}_error"] = sum(errors) / len(pairs)
+        terms[f"{target}_angle"] = sum(angles) / len(pairs)
+    return terms
 
 
 def target_maps(
-    family: Family, pixel_values: Tensor, targets: list[str]
+    family: Family, seen: Sam3VisionEncoderOutput, targets: list[str]
 ) -> dict[str, list[Tensor]]:
-    """The maps of a student or a teacher by target, finest first."""
-    seen = family.see(pixel_values)
+    """The maps of a student or a teacher by target, finest first, from what it saw."""
     maps: dict[str, list[Tensor]] = {}
     if "trunk" in targets:
         height, width = seen.fpn_hidden_states[2].shape[-2:]
