@@ -148,9 +148,15 @@ class Family(nn.Module):
         return neck(seen.feature_maps)
 
     def tracker_features(self, seen: Sam3VisionEncoderOutput) -> FrameFeatures:
-        """What the heads of a tracker in video need of images."""
-        levels = self.tracker_levels(seen)
-        return self.tracker.project_levels(levels, seen.fpn_position_encoding)
+        """What the heads of a tracker, on images or in video, need of images."""
+        fine, middle, coarse = self.tracker_levels(seen)[:3]
+        decoder: Any = self.tracker.mask_decoder
+        return FrameFeatures(
+            fine=decoder.conv_s0(fine),
+            middle=decoder.conv_s1(middle),
+            coarse=coarse,
+            positions=seen.fpn_position_encoding[2][:1].flatten(2).transpose(1, 2),
+        )
 
     # What is trained.
 
