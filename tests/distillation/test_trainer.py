@@ -1,31 +1,29 @@
 """What all stages share, shown on stage 1 for images."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distillation.processes import (
+    distance,
+    train_by_one_and_by_two,
+    train_whole_and_killed,
+    weights_of,
+)
 from distillation.worlds import Pictures, tiny_student, tiny_teacher
-from safetensors.torch import load_file
 from transformers import default_data_collator
 
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
 from efficientsam3_hf.distillation import trainer as trainer_file
-from efficientsam3_hf.distillation.ema import EMA_FILE, MovingAverage
+from efficientsam3_hf.distillation.ema import MovingAverage
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.stage1_image import (
     ImageDistillationArguments,
     ImageDistillationTrainer,
 )
 from efficientsam3_hf.distillation.trainer import last_checkpoint
-
-SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
 def make_trainer(folder: Path, student: Family | None = None, **fields: Any):
@@ -47,28 +45,6 @@ def make_trainer(folder: Path, student: Family | None = None, **fields: Any):
         eval_dataset=Pictures(6),
         data_collator=default_data_collator,
     )
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def start(folder: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    root = Path(__file__).parents[2]
-    places = [str(root / "src"), str(root / "tests")]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), *flags],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(*processes: subprocess.Popen) -> None:
-    for process in processes:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
 
 
 def test_training_brings_the_student_to_the_teacher_and_leaves_the_rest(tmp_path):
@@ -158,64 +134,18 @@ def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path):
 
 
 def test_two_processes_take_the_step_of_one(tmp_path):
-    flags = ["--max_steps", "2", "--optim", "sgd", "--freeze_norms", "true"]
-    flags += ["--learning_rate", "0.01", "--save_strategy", "no", "--logging_steps", "1"]
-    alone = start(tmp_path / "one", *flags, "--per_device_train_batch_size", "4")
-    network = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [
-        start(
-            tmp_path / "two",
-            *flags,
-            *("--per_device_train_batch_size", "2", "--ddp_backend", "gloo"),
-            **network,
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-        )
-        for rank in range(2)
-    ]
+    one, two = train_by_one_and_by_two("image", tmp_path)
 
-    finish(alone, *pair)
-
-    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
-    start_state = tiny_student().detector.state_dict()
-    moved = 0.0
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
-        if name.startswith("detector_model."):
-            moved += (tensor - start_state[name.removeprefix("detector_model.")]).abs().sum()
-    assert moved > 0
+    assert distance(one, whole_names(tiny_student())) > 0
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    flags = ["--max_steps", "8", "--save_steps", "2", "--ema_decay", "0.9"]
-    flags += ["--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]
-    unharmed = start(tmp_path / "whole", *flags)
-    victim = start(tmp_path / "killed", *flags)
-    deadline = time.monotonic() + 200
-    while last_checkpoint(tmp_path / "killed") is None and victim.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    finish(unharmed)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()  # it did not come to the end
+    train_whole_and_killed("image", tmp_path)
 
-    finish(start(tmp_path / "killed", *flags))
-
-    for name in ("", "checkpoint-8"):
-        whole, killed = (
-            weights_of(tmp_path / "whole" / name),
-            weights_of(tmp_path / "killed" / name),
-        )
-        for key, tensor in whole.items():
-            torch.testing.assert_close(killed[key], tensor, rtol=0, atol=1e-6)
-    averages = [
-        load_file(tmp_path / run / "checkpoint-8" / EMA_FILE) for run in ("whole", "killed")
-    ]
-    for key, tensor in averages[0].items():
-        torch.testing.assert_close(averages[1][key], tensor, rtol=0, atol=1e-6)
     at_the_end, last = weights_of(tmp_path / "whole"), weights_of(tmp_path / "whole/checkpoint-8")
-    assert any(not torch.equal(at_the_end[key], last[key]) for key in last)  # the average is saved
+    assert distance(at_the_end, last) > 0  # the average is saved
 
 
 def test_the_average_follows_a_plain_computation():
@@ -338,9 +268,6 @@ def test_settings_that_cannot_be_are_errors(tmp_path, fields, message):
         make_trainer(tmp_path, **fields)
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def whole_names(student: Family) -> dict[str, torch.Tensor]:
+    """Weights of a student's detector under their names on disk."""
+    return {f"detector_model.{name}": x for name, x in student.detector.state_dict().items()}

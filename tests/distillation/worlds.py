@@ -31,7 +31,15 @@ def tiny_student(memory: str = "dense", neck: str = "sam3", **text: Any) -> Fami
     vision = tiny_vision(neck)
     detector = stir(EfficientSam3Model(tiny_config(vision)))
     tracker = stir(EfficientSam3TrackerVideoModel(tiny_video_config(memory, vision)))
-    return Family(detector, see_objects(tracker))
+    return without_dropout(Family(detector, see_objects(tracker)))
+
+
+def without_dropout(family: Family) -> Family:
+    """The same without dropout, whose random numbers depend on how a batch is cut up."""
+    for module in family.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return family
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -50,3 +58,13 @@ class Pictures(torch.utils.data.Dataset):
         coarse = torch.randn(1, 3, 7, 7, generator=generator)
         smooth = torch.nn.functional.interpolate(coarse, (self.size, self.size), mode="bilinear")
         return {"pixel_values": smooth[0]}
+
+
+def scenes(student: Family, length: int) -> tuple[Any, Any]:
+    """Scenes with phrases, and a collator for the student."""
+    from efficientsam3_hf import zoo
+    from efficientsam3_hf.data.collators import ImageCollator
+    from efficientsam3_hf.data.synthetic import Scenes
+
+    collator = ImageCollator(zoo.processor(student.configuration), mask_size=(32, 32))
+    return Scenes(length, side=112, most=3), collator

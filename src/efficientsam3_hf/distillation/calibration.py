@@ -62,7 +62,9 @@ def calibrate(
             found; None leaves the fit as it is.
         show_progress: Whether to show a bar.
     """
-    scores, is_right, highest = collect(student, tqdm(batches, "calibrating", disable=not show_progress))
+    scores, is_right, highest = collect(
+        student, tqdm(batches, "calibrating", disable=not show_progress)
+    )
     temperature, bias = fit(scores, is_right)
     if most_false_positives is not None and len(highest):
         bias = min(bias, bias_for(highest, temperature, most_false_positives))
@@ -81,9 +83,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def collect(
-    student: Family, batches: Iterable[Mapping[str, Any]]
-) -> tuple[Tensor, Tensor, Tensor]:
+def collect(student: Family, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of detections, whether they are right, and the highest score of each negative."""
     was_training = student.training
     student.eval()

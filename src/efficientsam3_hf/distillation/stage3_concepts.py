@@ -1,4 +1,4 @@
-"""Stage 3, end to end: concepts as SAM 3 learned them, with the teacher's answers beside the truth."""
+"""Stage 3, end to end: the truth as SAM 3 learned it, and the teacher's answers beside it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -223,12 +223,12 @@ class ConceptTrainer(DistillationTrainer):
     def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
         """cgF1 and its parts, at the size of the masks in the labels."""
         records = []
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
+        for batch in dataloader:
+            inputs: Any = self._prepare_inputs(batch)
             with self.autocast_smart_context_manager():
                 found = self.answer(student, inputs)
             for (masks, scores), truth in zip(found, truths_of(inputs["labels"]), strict=True):
-                records.append(concept.score_pair(masks, scores, truth))
+                records.append(concept.score_pair(list(masks), scores.tolist(), list(truth)))
         records = gather_records(records)
         return dict(concept.summarize(units.stack(records))) if records else {}
 
@@ -301,8 +301,8 @@ class Balancer(TrainerCallback):
 
 def shared_maps(seen: Sam3VisionEncoderOutput) -> list[Tensor]:
     """What all terms are computed from: the maps of the backbone, or the tokens of a ViT."""
-    maps = getattr(seen, "feature_maps", None)
-    return [seen.last_hidden_state] if maps is None else list(maps)
+    maps: Any = getattr(seen, "feature_maps", None) or [seen.last_hidden_state]
+    return list(maps)
 
 
 def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

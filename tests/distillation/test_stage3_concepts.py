@@ -1,0 +1,268 @@
+"""Stage 3: the objective, the teacher's answers and its maps, in one loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distillation.processes import distance, train_by_one_and_by_two, train_whole_and_killed
+from distillation.worlds import scenes, tiny_student, tiny_teacher
+
+from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
+from efficientsam3_hf.distillation.stage3_concepts import (
+    MAP_TERMS,
+    ConceptTrainer,
+    ConceptTrainingArguments,
+)
+
+CONFIDENCE = 0.05  # of which a teacher with random weights is
+
+
+def make_trainer(
+    folder: Path, student: Family | None = None, teacher: Any = None, length: int = 4, **fields: Any
+) -> ConceptTrainer:
+    student = student or tiny_student()
+    student.configuration.objective = {"mask_points": None}
+    dataset, collator = scenes(student, length)
+    settings = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "confidence": CONFIDENCE,
+        **fields,
+    }
+    return ConceptTrainer(
+        student,
+        ConceptTrainingArguments(output_dir=str(folder), **settings),
+        teacher=tiny_teacher() if teacher is None else teacher,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=collator,
+    )
+
+
+def batch_of(trainer: ConceptTrainer) -> dict[str, Any]:
+    dataset: Any = trainer.train_dataset
+    return trainer.data_collator([dataset[index] for index in range(len(dataset))])
+
+
+def terms_of(trainer: ConceptTrainer) -> dict[str, torch.Tensor]:
+    batch = batch_of(trainer)
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+    return trainer.student_step(trainer.family, batch, lesson)
+
+
+def test_training_lowers_every_part_of_the_loss_and_leaves_the_teacher(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=40, learning_rate=2e-3, logging_steps=4)
+    teacher = {name: tensor.clone() for name, tensor in trainer.teacher.state_dict().items()}
+    text = {n: t.clone() for n, t in trainer.family.detector.text_encoder.state_dict().items()}
+
+    trainer.train()
+
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    first, last = logs[0], logs[-1]
+    objective = ("class", "l1", "giou", "mask", "dice", "presence")
+    before, after = (
+        sum(trainer.factors[name] * entry[name] for name in objective) for entry in (first, last)
+    )
+    assert after < 0.6 * before
+    assert last["neck_angle"] < 0.7 * first["neck_angle"]
+    assert last["concept_box"] < first["concept_box"]
+    for name, tensor in trainer.teacher.state_dict().items():
+        assert torch.equal(tensor, teacher[name]), name
+    for name, tensor in trainer.family.detector.text_encoder.state_dict().items():
+        assert torch.equal(tensor, text[name]), name
+
+
+def test_terms_are_those_of_the_model_and_sums(tmp_path):
+    trainer = make_trainer(tmp_path, targets=[])
+    trainer.family.eval()
+    batch = batch_of(trainer)
+    keys = ("pixel_values", "input_ids", "attention_mask", "image_indices", "labels")
+
+    sums = terms_of(trainer)
+    output = trainer.family.detector(**{key: batch[key] for key in keys})
+
+    counts = trainer.count(batch)
+    for name, term in output.loss_dict.items():
+        expected = term * counts[trainer.units[name]]
+        torch.testing.assert_close(sums[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("term", "reached", "untouched"),
+    [
+        ("presence", "detr_decoder.presence_head", "detr_decoder.box_head"),
+        ("concept_presence", "detr_decoder.presence_head", "mask_decoder"),
+        ("concept_box", "detr_decoder.box_head", "detr_decoder.presence_head"),
+        ("concept_score", "dot_product_scoring", "detr_decoder.presence_head"),
+        ("concept_dice", "mask_decoder", "dot_product_scoring"),
+        ("neck_error", "vision_encoder.neck", "detr_encoder"),
+    ],
+)
+def test_each_term_teaches_what_it_is_about(tmp_path, term, reached, untouched):
+    trainer = make_trainer(tmp_path)
+
+    terms_of(trainer)[term].backward()
+
+    def has_gradient(part: str) -> bool:
+        return any(
+            weight.grad is not None and bool(weight.grad.any())
+            for name, weight in trainer.family.detector.named_parameters()
+            if name.startswith(part)
+        )
+
+    assert has_gradient(reached)
+    assert not has_gradient(untouched)
+    assert has_gradient("vision_encoder.backbone")
+    assert not has_gradient("text_encoder")
+
+
+def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
+    teacher = tiny_teacher()
+    trainer = make_trainer(tmp_path, teacher=teacher, targets=[])
+    batch = batch_of(trainer)
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+
+    terms = trainer.answer_terms(lesson.found, lesson.found)
+
+    assert set(terms) == set(CONCEPT_TERMS) - {"concept_focal"}
+    for name, term in terms.items():
+        assert float(term) == pytest.approx(0, abs=1e-3), name
+
+
+def test_a_phrase_is_read_once_and_as_the_teacher_reads_it(tmp_path):
+    trainer = make_trainer(tmp_path)
+    batch = batch_of(trainer)
+    phrases = [label["phrase"] for label in batch["labels"]]
+
+    with torch.no_grad():
+        features, valid = trainer.read_phrases([*phrases, *phrases])
+        expected = trainer.teacher.detector.get_text_features(
+            batch["input_ids"], batch["attention_mask"]
+        ).pooler_output
+
+    assert len(trainer.teacher_phrases) == len(set(phrases))
+    for row, mask in enumerate(batch["attention_mask"].bool()):
+        length = int(mask.sum())
+        assert int(valid[row].sum()) == length
+        torch.testing.assert_close(
+            features[row, :length], expected[row, mask], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_gradient_of_maps_gets_its_share(tmp_path):
+    trainer = make_trainer(tmp_path, balance=0.3)
+    trainer.family.eval()  # no dropout: both looks see the same
+    counts = trainer.count(batch_of(trainer))
+    terms = {name: sum_ / counts[trainer.units[name]] for name, sum_ in terms_of(trainer).items()}
+    shared = trainer.balancer.shared
+
+    unscaled = trainer.balance(terms)
+    trainer.state.global_step = 1
+    trainer.balancer.on_step_end(trainer.args, trainer.state, trainer.control)
+    scaled = trainer.balance(terms)
+
+    norms = []
+    for of_maps in (True, False):
+        chosen = [name for name in scaled if (name in MAP_TERMS) == of_maps]
+        loss = sum(trainer.factors[name] * scaled[name] for name in chosen)
+        gradients = torch.autograd.grad(loss, shared, retain_graph=True)
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+    assert norms[0] == pytest.approx(0.3 * norms[1], rel=1e-3)
+    assert all(torch.equal(unscaled[name], terms[name]) for name in terms)
+    assert all(torch.equal(scaled[name], terms[name]) for name in terms if name not in MAP_TERMS)
+
+
+def test_without_a_teacher_the_truth_is_left(tmp_path):
+    student = tiny_student()
+    student.configuration.objective = {"mask_points": None}
+    dataset, collator = scenes(student, 4)
+    arguments = ConceptTrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, use_cpu=True, save_strategy="no", logging_steps=1
+    )
+    trainer = ConceptTrainer(student, arguments, train_dataset=dataset, data_collator=collator)
+
+    trainer.train()
+
+    log = trainer.state.log_history[0]
+    assert "class" in log
+    assert not any(name in log for name in (*CONCEPT_TERMS, *MAP_TERMS))
+
+
+def test_four_batches_of_one_and_one_batch_of_four_take_the_same_steps(tmp_path):
+    settings = {"max_steps": 2, "optim": "sgd", "freeze_norms": True, "max_grad_norm": 0.1}
+    whole, parts = tiny_student(), tiny_student()
+    one = make_trainer(tmp_path / "a", whole, **settings)
+    four = make_trainer(
+        tmp_path / "b",
+        parts,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        **settings,
+    )
+
+    one.train()
+    four.train()
+
+    assert four.balancer.scale == pytest.approx(one.balancer.scale, rel=1e-4)
+    begin = tiny_student().state_dict()
+    assert distance(whole.state_dict(), begin) > 0
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(tensor, parts.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    flags = ("--confidence", str(CONFIDENCE), "--max_grad_norm", "0.1")
+
+    one, two = train_by_one_and_by_two("concepts", tmp_path, *flags)
+
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
+    train_whole_and_killed("concepts", tmp_path, "--confidence", str(CONFIDENCE))
+
+
+def test_evaluation_measures_concepts(tmp_path):
+    trainer = make_trainer(tmp_path)
+
+    metrics = trainer.evaluate()
+
+    assert 0 <= metrics["eval_pmF1"] <= 1
+    assert -1 <= metrics["eval_IL_MCC"] <= 1
+    assert metrics["eval_cgF1"] == pytest.approx(
+        metrics["eval_pmF1"] * metrics["eval_IL_MCC"], abs=1e-6
+    )
+    assert "eval_neck_error" in metrics
+
+
+def test_pictures_show_truth_and_answers(tmp_path):
+    trainer = make_trainer(tmp_path)
+
+    pictures = trainer.draw(trainer.family.eval(), batch_of(trainer))
+
+    assert len(pictures) == len(batch_of(trainer)["labels"])
+    assert all(picture.size == (64, 32) for picture in pictures.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"targets": ["heads"]}, "some of trunk"),
+        ({"balance": -1.0}, "must not be negative"),
+        ({"temperature": 0.0}, "more than 0"),
+        ({"loss_weights": {"cls": 1}}, "one_to_many_class"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **fields)
