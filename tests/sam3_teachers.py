@@ -59,6 +59,7 @@ def tiny_sam3_video() -> Sam3VideoModel:
     tracker_config = Sam3TrackerVideoConfig(
         **tracker,
         **sizes,
+        image_size=112,
         memory_attention_num_layers=1,
         memory_attention_rope_feat_sizes=[8, 8],
     )

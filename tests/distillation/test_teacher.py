@@ -2,15 +2,14 @@
 
 import copy
 import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from ranks import run_ranks
 from sam3_teachers import tiny_sam3, tiny_sam3_video
 from tiny import TINY_CLIP, TINY_VIT, tiny_model, tiny_tracker_video
 from torch import nn
@@ -151,7 +150,8 @@ def test_it_is_frozen_and_in_nothing_that_is_saved(sam3):
     loss = (holder.head(features) - features).square().mean()
     loss.backward()
 
-    assert not features.requires_grad and not features.is_inference()
+    assert not features.requires_grad
+    assert not features.is_inference()
     assert all(each.grad is None for each in teacher.models.parameters())
     assert not any(each.requires_grad for each in teacher.models.parameters())
     assert not any(each.training for each in teacher.models.modules())
@@ -165,7 +165,8 @@ def test_the_model_it_comes_from_stays_as_it_is(both):
 
     teacher = load_teacher(family, "bfloat16")
 
-    assert family.training and family.dtype == torch.float32
+    assert family.training
+    assert family.dtype == torch.float32
     assert all(each.requires_grad for each in family.text_encoder.parameters())
     assert teacher.detector is not family
 
@@ -187,7 +188,8 @@ def test_half_precision_is_near_and_keeps_the_rotary_frequencies(sam3, dtype: st
         )
         if name.endswith("inv_freq")
     ]
-    assert frequencies and all(torch.equal(x, y) for x, y in frequencies)
+    assert frequencies
+    assert all(torch.equal(x, y) for x, y in frequencies)
     outputs = half(lambda models: models.detector(PIXELS[:1].to(half.dtype), input_ids=IDS))
     assert outputs.pred_masks.dtype == getattr(torch, dtype)
 
@@ -283,23 +285,30 @@ def test_deepspeed_shards_it_only_under_zero_3(sam3, monkeypatch, stage: int):
 
     assert not teacher.module.training
     if stage == 2:
-        assert not asked and teacher.module is teacher.models
+        assert not asked
+        assert teacher.module is teacher.models
     else:
         (config,) = asked
         assert config["zero_optimization"] == {"stage": 3, "offload_param": {"device": "cpu"}}
-        assert config["bf16"] == {"enabled": True} and config["fp16"] == {"enabled": False}
+        assert config["bf16"] == {"enabled": True}
+        assert config["fp16"] == {"enabled": False}
 
 
 RANK = """
+from types import SimpleNamespace
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from sam3_teachers import tiny_sam3_video
 from torch.distributed.tensor import DTensor
 from efficientsam3_hf.distillation.teacher import load_teacher
 
-accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+state = Accelerator(cpu=True)  # which itself shards on accelerators only
+accelerator = SimpleNamespace(
+    device=state.device, num_processes=2, distributed_type=DistributedType.FSDP
+)
 teacher = load_teacher(tiny_sam3_video(), "float32", with_tracker=True)
-pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(accelerator.process_index))
+pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(state.process_index))
 ids = torch.tensor([[49406, 320, 1615, 49407]])
 find = lambda models: models.detector(pixels, input_ids=ids).pred_masks
 expected = [teacher.features(kind, pixels) for kind in ("trunk", "clip")], teacher(find)
@@ -310,38 +319,8 @@ for _ in range(2):
     found = [teacher.features(kind, pixels) for kind in ("trunk", "clip")], teacher(find)
     torch.testing.assert_close(found, expected)
 assert not any(each.requires_grad for each in weights)
-print("rank", accelerator.process_index, "of", accelerator.num_processes, "is right")
+print("rank", state.process_index, "of", state.num_processes, "is right")
 """
-
-
-def run_ranks(code: str, count: int = 2, arguments: tuple[str, ...] = ()) -> list[str]:
-    """What ranks print that run some code side by side."""
-    tests = Path(__file__).parents[1]
-    source = os.pathsep.join([str(tests.parent / "src"), str(tests)])
-    port = 29500 + os.getpid() % 2000
-    started = []
-    for rank in range(count):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": source,
-            "OMP_NUM_THREADS": "1",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-        }
-        command = [sys.executable, "-c", code, *arguments]
-        started.append(
-            subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    outputs = [process.communicate(timeout=120) for process in started]
-    for process, (_, errors) in zip(started, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return [output for output, _ in outputs]
 
 
 def test_two_ranks_shard_it_and_compute_the_same():

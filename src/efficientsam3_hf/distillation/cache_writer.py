@@ -75,7 +75,7 @@ class CacheOptions:
     flips: bool = option(False, "Cache each picture flipped left to right, too.")
     batch_size: int = option(8, "Samples that go through the teacher at a time.")
     num_workers: int = option(4, "Processes that read samples.")
-    shard_megabytes: int = option(256, "Size of a shard, about; it holds at least one sample.")
+    shard_megabytes: float = option(256.0, "Size of a shard, about; it holds at least one sample.")
 
 
 @dataclass
@@ -250,7 +250,7 @@ class CacheWriter:
         manifest = Manifest(
             **self.identity(),
             parts={part: list(tokens.shape[1:]) for part, tokens in features.items()},
-            samples_per_shard=max(1, self.options.shard_megabytes * 1_000_000 // per_sample),
+            samples_per_shard=max(1, int(self.options.shard_megabytes * 1_000_000 / per_sample)),
             versions={
                 "efficientsam3-hf": version("efficientsam3-hf"),
                 "transformers": transformers.__version__,
