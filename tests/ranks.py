@@ -33,7 +33,12 @@ def run_ranks(code: str, count: int = 2, arguments: tuple[str, ...] = ()) -> lis
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    outputs = [process.communicate(timeout=120) for process in started]
+    try:
+        outputs = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     for process, (_, errors) in zip(started, outputs, strict=True):
         assert process.returncode == 0, errors
     return [output for output, _ in outputs]
