@@ -240,17 +240,21 @@ def test_bf16_autocast_comes_close_to_float32(trained):
 # transformers 5.23 has another name for it, which 5.20 lacks. Can go with the support for 5.20.
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 def test_gradient_checkpointing_changes_nothing(trained):
+    trained.train()  # layers are checkpointed in training only
     inputs = batch()
+    torch.manual_seed(0)  # of dropout
     trained(**inputs).loss.backward()
     expected = gradients(trained)
 
     trained.gradient_checkpointing_enable()
+    torch.manual_seed(0)
     trained(**inputs).loss.backward()
 
     for name, gradient in gradients(trained).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 # Dynamo looks whether what it is handed over after a break has a gradient.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_the_loss_goes_through_torch_compile(trained):
@@ -291,6 +295,16 @@ def test_the_objective_is_saved_with_the_model(tmp_path):
     terms = again(**batch())
     total = sum(weighted[name] * value for name, value in terms.loss_dict.items())
     torch.testing.assert_close(terms.loss, total)
+
+
+def test_an_objective_given_to_from_pretrained_is_checked(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+
+    model = EfficientSam3Model.from_pretrained(tmp_path, objective={"l1_weight": 7})
+
+    assert model.config.objective == {"l1_weight": 7}
+    with pytest.raises(ValueError, match="no field 'l1_wight'"):
+        EfficientSam3Model.from_pretrained(tmp_path, objective={"l1_wight": 7})
 
 
 @pytest.mark.parametrize(

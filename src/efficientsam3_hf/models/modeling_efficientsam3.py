@@ -113,6 +113,7 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
 
     def __init__(self, config: EfficientSam3Config):
         super().__init__(config)
+        ObjectiveConfig.from_dict(config.objective)  # raises for what from_pretrained put into it
         self.image_size = config.image_size  # that the positions of a ViT are laid out for
         self.vision_encoder = build_vision_encoder(config.vision_config)
         self.text_encoder = build_text_encoder(config.text_config)
