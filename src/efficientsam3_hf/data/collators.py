@@ -19,7 +19,8 @@ from .samples import ClipSample, ImageSample, Instance, Query
 class ImageCollator:
     """Inputs of the concept model and what it should find.
 
-    Adds to what the processor gives `labels`, with one entry for each prompt, in their order:
+    Adds to what the processor gives `labels`, as `EfficientSam3Model` takes them to compute its
+    loss, with one entry for each prompt, in their order:
     `masks` (instances, height, width), `boxes` as (cx, cy, w, h) and `points` as (x, y) in [0, 1],
     `is_crowd`, `is_exhaustive`, `phrase`, `image` (its number in the batch) and `source_id`.
 
