@@ -56,7 +56,7 @@ def test_a_pixel_of_a_smaller_mask_is_inside_if_half_of_it_is():
     mask[:, 2] = True  # half of the second
     mask[:, 4:6] = True
 
-    (row,) = stack_masks([mask], (2, 8), (1, 4))[0]
+    (row,) = stack_masks([to_rle(mask, (2, 8))], (2, 8), (1, 4))[0]
 
     assert row.tolist() == [False, True, True, False]
 
