@@ -183,7 +183,7 @@ def claim_another_size(folder):
     ("damage", "reason"),
     [
         (cut_video_short, "cannot be read as a video"),
-        (lose_video, "InvalidDataError|No such file"),
+        (lose_video, "There is no sav_000001.mp4"),
         (add_annotations, "4 annotations at every 4th frame do not fit 9 frames"),
         (break_mask, "cover 15 of 5120"),
         (claim_another_size, "do not fit|pixels"),

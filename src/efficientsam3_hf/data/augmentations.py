@@ -5,6 +5,7 @@ done to a sample depends on seed, epoch and its name, and on nothing else.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,8 +18,8 @@ from .samples import ClipSample, ImageSample, Instance, Point
 
 AnySample = TypeVar("AnySample", ImageSample, ClipSample)
 
-# Words whose sense a flip would turn round.
-SIDED = ("left", "right", "clockwise")
+# Words whose sense a flip would turn round: "left,", "rightmost", "counterclockwise"; not "bright".
+SIDED = re.compile(r"\b(left|right)|clockwise", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class Augmentations:
     def choose(self, sample: ImageSample | ClipSample) -> Change:
         """What to do to a sample in this epoch."""
         numbers = generator_for(sample, self.seed, int(self.epoch)).random(7)
-        words = {word for query in sample.queries for word in (query.phrase or "").split()}
+        is_sided = any(SIDED.search(query.phrase or "") for query in sample.queries)
         low, high = np.log(self.scale[0]), np.log(self.scale[1])
         factors = 1 + self.colour * (2 * numbers[4:] - 1)
         return Change(
-            flip=bool(numbers[0] < self.flip) and not words.intersection(SIDED),
+            flip=bool(numbers[0] < self.flip) and not is_sided,
             scale=float(np.exp(low + (high - low) * numbers[1])),
             place=(float(numbers[2]), float(numbers[3])),
             brightness=float(factors[0]),

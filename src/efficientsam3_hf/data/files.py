@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -85,6 +85,19 @@ def local_path(path: str) -> str:
     return str(fsspec.open_local(f"simplecache::{path}"))
 
 
+def image_size(source: str | bytes, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of a picture, which is not decoded for it; arguments as for `read_image`."""
+    data = read_bytes(source) if isinstance(source, str) else source
+    with Image.open(io.BytesIO(data)) as picture:
+        size = (picture.height, picture.width)
+        return size[::-1] if upright and is_on_its_side(picture) else size
+
+
+def is_on_its_side(picture: Image.Image) -> bool:
+    """Whether a photograph has to be turned by a quarter to be upright."""
+    return picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+
+
 def read_image(
     source: str | bytes,
     size: tuple[int, int] | None = None,
@@ -109,7 +122,9 @@ def read_image(
                 f"The picture has {found} pixels (height, width), its annotations {tuple(size)}."
             )
         if least_size is not None:
-            picture.draft("RGB", (least_size[1], least_size[0]))
+            turned = upright and is_on_its_side(picture)
+            height, width = least_size[::-1] if turned else least_size
+            picture.draft("RGB", (width, height))
         if upright:
             picture = ImageOps.exif_transpose(picture)
         return np.array(picture.convert("RGB"))
