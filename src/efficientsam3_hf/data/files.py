@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+from huggingface_hub import HfFileSystem, hf_hub_download
 from PIL import ExifTags, Image, ImageOps
 
 
@@ -79,9 +80,24 @@ def list_below(folder: str, pattern: str) -> list[str]:
 
 
 def local_path(path: str) -> str:
-    """A path on disk for what is at an address; it is fetched once."""
+    """A path on disk for what is at an address.
+
+    It is fetched once: from the Hub into its cache, from elsewhere for as long as the process lasts.
+    """
     if not is_remote(path):
         return path
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    if isinstance(filesystem, HfFileSystem):
+        place: Any = filesystem.resolve_path(inner)
+        if getattr(place, "repo_id", None):  # what has none is a bucket
+            return hf_hub_download(
+                place.repo_id,
+                place.path_in_repo,
+                repo_type=place.repo_type,
+                revision=place.revision,
+                endpoint=filesystem.endpoint,
+                token=filesystem.token,
+            )
     return str(fsspec.open_local(f"simplecache::{path}"))
 
 
