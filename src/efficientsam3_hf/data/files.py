@@ -82,7 +82,7 @@ def list_below(folder: str, pattern: str) -> list[str]:
 def local_path(path: str) -> str:
     """A path on disk for what is at an address.
 
-    It is fetched once: from the Hub into its cache, from elsewhere for as long as the process lasts.
+    It is fetched once: from the Hub into its cache, from elsewhere for the life of the process.
     """
     if not is_remote(path):
         return path
