@@ -1,5 +1,7 @@
 """Datasets on the Hub, read at `hf://` by the real client without being fetched first."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,14 @@ def test_sa1b(put, form: str, streaming: bool):
 
 
 def test_a_tar_is_streamed_once_from_beginning_to_end(put, hub):
-    put(lambda folder: write_synthetic(folder, "sa1b_tars", count=5, side=32))
+    def write(folder) -> None:
+        write_synthetic(folder, "sa1b_tars", count=5, side=32)
+        with tarfile.open(folder / "sa_000000.tar", "a") as tar:
+            member = tarfile.TarInfo("padding")
+            member.size = 20_000_000
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+
+    put(write)
     stream = load(Sa1b(ADDRESS), streaming=True, on_error="raise")
 
     assert len(list(stream)) == 5

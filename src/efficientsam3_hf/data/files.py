@@ -12,6 +12,9 @@ import numpy as np
 from huggingface_hub import HfFileSystem, hf_hub_download
 from PIL import ExifTags, Image, ImageOps
 
+# Bytes to fetch at once of a file that is read from beginning to end.
+LARGE_PIECE = 1 << 25
+
 
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether this is an address and not a path."""
@@ -25,11 +28,18 @@ def join(folder: str | os.PathLike, *names: str) -> str:
     return str(Path(folder, *names))
 
 
-def open_file(path: str) -> Any:
-    """A file to read bytes from."""
+def open_file(path: str, from_end_to_end: bool = False) -> Any:
+    """A file to read bytes from.
+
+    Args:
+        path: Path or address.
+        from_end_to_end: Whether it will be read from beginning to end. Then it is fetched from an
+            address in larger pieces, since each costs a round trip.
+    """
     if is_remote(path):
         filesystem, inner = fsspec.core.url_to_fs(path)
-        return filesystem.open(inner, "rb")
+        options = {"block_size": LARGE_PIECE} if from_end_to_end else {}
+        return filesystem.open(inner, "rb", **options)
     return open(path, "rb")
 
 

@@ -50,7 +50,7 @@ def contents_of_tar(
 ) -> Iterator[tuple[str, Record]]:
     """The parts of each record of a tar, which is read once from beginning to end."""
     waiting: dict[str, Record] = {}
-    with open_file(path) as file:
+    with open_file(path, from_end_to_end=True) as file:
         try:
             with tarfile.open(fileobj=file, mode="r|") as tar:
                 for member in tar:

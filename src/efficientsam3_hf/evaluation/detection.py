@@ -116,7 +116,8 @@ def summarize(detections: Detections, weights: np.ndarray | None = None) -> dict
     weights = np.asarray(weights, dtype=np.float64)
     most = detections.most[-1]
     matches = detections.matches
-    precision = {key: _precision(each, weights, most) for key, each in matches.items()}
+    curves = {key: _curve(each, weights, most) for key, each in matches.items()}
+    precision = {key: curve[0] for key, curve in curves.items()}
     summary = {
         "AP": _mean(precision, "all"),
         "AP50": _mean({key: values[:1] for key, values in precision.items()}, "all"),
@@ -130,7 +131,7 @@ def summarize(detections: Detections, weights: np.ndarray | None = None) -> dict
         of_all = {key: each for key, each in matches.items() if key[1] == "all"}
         recall = {key: _recall(each, weights, few) for key, each in of_all.items()}
         summary[f"AR@{few}"] = _mean(recall, "all")
-    recall = {key: _recall(each, weights, most) for key, each in matches.items()}
+    recall = {key: curve[1] for key, curve in curves.items()}
     summary[f"AR@{most}"] = _mean(recall, "all")
     return summary | {f"AR{area[0]}@{most}": _mean(recall, area) for area in AREAS[1:]}
 
@@ -207,11 +208,11 @@ def _join(entries: Sequence[Mapping[str, Any]], index_of: Mapping[int, int]) -> 
     )
 
 
-def _precision(matches: Matches, weights: np.ndarray, most: int) -> np.ndarray:
-    """Precision (thresholds, recalls); empty without objects."""
+def _curve(matches: Matches, weights: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (thresholds, recalls) and final recall (thresholds,); empty without objects."""
     objects = weights @ matches.objects
     if objects == 0:
-        return np.zeros((0, len(RECALLS)))
+        return np.zeros((0, len(RECALLS))), np.zeros(0)
     right, counted = _counted(matches, weights, most)
     found = np.cumsum(right, axis=1)
     recall, precision = found / objects, found / (np.cumsum(counted, axis=1) + np.spacing(1))
@@ -221,11 +222,11 @@ def _precision(matches: Matches, weights: np.ndarray, most: int) -> np.ndarray:
         places = np.searchsorted(reached, RECALLS, side="left")
         inside = places < len(best)
         at_recall[threshold, inside] = best[places[inside]]
-    return at_recall
+    return at_recall, recall[:, -1] if recall.size else np.zeros(len(recall))
 
 
 def _recall(matches: Matches, weights: np.ndarray, most: int) -> np.ndarray:
-    """Recall (thresholds,) of all predictions; empty without objects."""
+    """Final recall (thresholds,) alone; empty without objects."""
     objects = weights @ matches.objects
     return _counted(matches, weights, most)[0].sum(axis=1) / objects if objects else np.zeros(0)
 
