@@ -183,11 +183,11 @@ def test_masklets_are_those_of_transformers(
         names = as_stock_names_them(before, of_stock)
         names |= {obj_id: obj_id for obj_id in set(output.object_ids) - set(before)}
         for obj_id, name in names.items():
+            if obj_id in output.removed_obj_ids:
+                continue  # transformers still gives its mask, which nobody sees
             torch.testing.assert_close(
                 output.obj_id_to_mask[obj_id], of_stock.obj_id_to_mask[name], atol=2e-4, rtol=1e-3
             )
-            if obj_id in output.removed_obj_ids:
-                continue
             assert output.obj_id_to_score[obj_id] == pytest.approx(
                 of_stock.obj_id_to_score[obj_id], abs=1e-5
             )
