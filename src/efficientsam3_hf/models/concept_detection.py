@@ -113,14 +113,16 @@ class ConceptDetection(PreTrainedModel):
         if prompt.frame_idx is not None:
             geometry = prompt.exemplar_tokens
             if geometry is None:
-                if prompt.frame_idx != frame_idx:  # one that has passed, but is still at hand
-                    frame = session.tracker.get_frame(prompt.frame_idx)
+                if prompt.frame_idx != frame_idx:  # one that has passed, but was kept
+                    frame = prompt.frame
+                    if frame is None:
+                        frame = session.tracker.get_frame(prompt.frame_idx)
                     levels, position, _ = detector.unpack_vision(self.encode_frame(frame[None])[0])
                     coarse = levels[-1]
                 geometry, _ = detector.geometry_encoder(
                     coarse, position, prompt.boxes, prompt.boxes_labels
                 )
-                prompt.exemplar_tokens = geometry
+                prompt.exemplar_tokens, prompt.frame = geometry, None
         elif detector.config.always_encode_geometry:
             geometry, _ = detector.geometry_encoder(coarse, position)
         else:

@@ -14,6 +14,7 @@ from .masklets import Masklet
 from .video_session import (
     EfficientSam3VideoSession,
     check_state,
+    count_bytes,
     read_state,
     write_state,
 )
@@ -30,6 +31,7 @@ class ConceptPrompt:
         boxes: (1, boxes, 4) exemplars as (cx, cy, w, h) in [0, 1].
         boxes_labels: (1, boxes): 1 positive, 0 negative.
         frame_idx: Frame of the exemplars, by the session's count.
+        frame: (3, height, width): the pixels of that frame, of a stream, until they are encoded.
         text_embeds: (1, length, channels) of the phrase, once it has been encoded.
         exemplar_tokens: (1, boxes + 1, channels) of the exemplars, once their frame has been seen.
         is_new: Whether no frame has been searched for it yet.
@@ -41,6 +43,7 @@ class ConceptPrompt:
     boxes: Tensor | None = None
     boxes_labels: Tensor | None = None
     frame_idx: int | None = None
+    frame: Tensor | None = None
     text_embeds: Tensor | None = None
     exemplar_tokens: Tensor | None = None
     is_new: bool = True
@@ -95,7 +98,8 @@ COUNTS = ("max_obj_id", "last_look", "clock", "source_frame")
 
 # Fields of a prompt that hold tensors.
 PROMPT_TENSORS = (
-    "input_ids", "attention_mask", "boxes", "boxes_labels", "text_embeds", "exemplar_tokens",
+    "input_ids", "attention_mask", "boxes", "boxes_labels", "frame", "text_embeds",
+    "exemplar_tokens",
 )  # fmt: skip
 
 
@@ -138,6 +142,8 @@ class EfficientSam3ConceptSession:
                 return number
         if prompt.frame_idx is not None:
             self.tracker.check_reachable(prompt.frame_idx)
+            if self.tracker.is_streaming and self.tracker.has_frame(prompt.frame_idx):
+                prompt.frame = self.tracker.get_frame(prompt.frame_idx)  # the next drives it out
         device = self.tracker.inference_device
         for name in PROMPT_TENSORS:
             value = getattr(prompt, name)
@@ -149,7 +155,7 @@ class EfficientSam3ConceptSession:
         """Whether the exemplars of a prompt, if it has some, have been seen or can be."""
         if prompt.frame_idx is None or prompt.exemplar_tokens is not None:
             return True
-        return self.tracker.has_frame(prompt.frame_idx)
+        return prompt.frame is not None or self.tracker.has_frame(prompt.frame_idx)
 
     def is_due(self, frame_idx: int, every: int) -> bool:
         """Whether to search a frame: every so many of a run, and at once where a prompt is new."""
@@ -192,6 +198,25 @@ class EfficientSam3ConceptSession:
         self.tracker.remove_object(obj_id, strict)
         self.masklets.pop(obj_id, None)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors of the state, a whole video not among them."""
+        return count_bytes([*self.tracker.tensors(), *self.tensors().values()])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of prompts and of waiting outputs, by the names under which they are saved."""
+        found = {}
+        for number, prompt in enumerate(self.prompts):
+            for name in PROMPT_TENSORS:
+                if getattr(prompt, name) is not None:
+                    found[f"prompts.{number}.{name}"] = getattr(prompt, name)
+        for number, output in enumerate(self.pending):
+            for obj_id, mask in output.obj_id_to_mask.items():
+                found[f"pending.{number}.masks.{obj_id}"] = mask
+            if output.pixels is not None:
+                found[f"pending.{number}.pixels"] = torch.from_numpy(output.pixels)
+        return found
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write the state to a safetensors file, to go on from there another time.
 
@@ -199,16 +224,7 @@ class EfficientSam3ConceptSession:
         `load`.
         """
         tensors, tracker = self.tracker.state()
-        tensors = {f"tracker.{name}": tensor for name, tensor in tensors.items()}
-        for number, prompt in enumerate(self.prompts):
-            for name in PROMPT_TENSORS:
-                if getattr(prompt, name) is not None:
-                    tensors[f"prompts.{number}.{name}"] = getattr(prompt, name)
-        for number, output in enumerate(self.pending):
-            for obj_id, mask in output.obj_id_to_mask.items():
-                tensors[f"pending.{number}.masks.{obj_id}"] = mask
-            if output.pixels is not None:
-                tensors[f"pending.{number}.pixels"] = torch.from_numpy(output.pixels)
+        tensors = {f"tracker.{name}": tensor for name, tensor in tensors.items()} | self.tensors()
         state = {
             "format": tracker["format"],
             "is_streaming": tracker["is_streaming"],

@@ -113,9 +113,7 @@ class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
         newest, source = inference_session.num_frames - 1, inference_session.source_frame
         if frame_idx is None:
             if not tracker.is_streaming or newest < 0:
-                raise ValueError(
-                    "frame_idx=None is the newest frame of a stream, and there is none."
-                )
+                raise ValueError("frame_idx=None is the newest frame of a stream: there is none.")
             frame_idx = newest
         is_numbered = tracker.is_streaming and source is not None and source != newest
         if is_numbered and frame_idx > newest:

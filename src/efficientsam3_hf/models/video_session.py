@@ -6,7 +6,7 @@ Here nothing grows with the number of frames: see `EfficientSam3VideoSession.for
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -294,11 +294,7 @@ class EfficientSam3VideoSession:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors of the state, a whole video not among them."""
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in self.tensors()
-        }
-        return sum(storages.values())
+        return count_bytes(self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of the state."""
@@ -415,6 +411,12 @@ class EfficientSam3VideoSession:
                     getattr(tracked, kind)[int(frame)] = item_class(**fields, **flags)
             session.objects[record["id"]] = tracked
         return session
+
+
+def count_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors keep alive, those they share counted once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def write_state(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
