@@ -199,6 +199,10 @@ def test_a_video_without_frames_is_an_error(path, tmp_path):
         list(open_video([]))
     with pytest.raises(ValueError, match="holds no pictures"):
         open_video(tmp_path)
+    with pytest.raises(ValueError, match="The iterator holds no frames"):
+        list(open_video(iter([])))
+    with pytest.raises(ValueError, match="The iterator holds no frames from frame 2 on"):
+        list(open_video(iter([shade(0), shade(1)]), start=2))
 
 
 def test_pictures_that_do_not_belong_together_are_errors(tmp_path):
@@ -216,6 +220,15 @@ def test_spans_without_a_frame_are_errors(span):
     for source in ([shade(0)], iter([shade(0)])):
         with pytest.raises(ValueError, match="take no frame"):
             open_video(source, **span)
+
+
+def test_a_span_that_would_not_be_heeded_is_an_error(path):
+    video = open_video(path, start=3, stop=5)
+
+    assert open_video(video) is video
+    for span in ({"start": 1}, {"stop": 4}, {"step": 2}):
+        with pytest.raises(ValueError, match="a start, stop and step of its own"):
+            open_video(video, **span)
 
 
 def test_frames_of_other_kinds_are_errors():

@@ -67,6 +67,32 @@ def test_an_overlay_is_written_beside_the_video_by_default(folder, video):
     assert len(list(open_video(video.parent / "clip.tracks.mp4"))) == 2
 
 
+def test_objects_are_written_while_frames_come(folder, video, tmp_path, monkeypatch):
+    decoded, written = [], []
+
+    class Counted:
+        fps = None
+
+        def __iter__(self):
+            for frame in open_video(video, start=2):
+                decoded.append(frame.index)
+                yield frame
+
+    class Spy:
+        def write(self, result, image):
+            written.append((result.frame_index, decoded[-1], image.shape))
+
+    monkeypatch.setattr(track_objects, "open_video", lambda *args, **kwargs: Counted())
+    monkeypatch.setattr(track_objects, "open_writers", lambda *args: [Spy()])
+
+    code = track_objects.main(
+        [str(video), "--model", str(folder), "--point", "20", "20", "--frame", "2"]
+    )
+
+    assert code == 0
+    assert written == [(index, index, (60, 90, 3)) for index in range(2, FRAMES)]
+
+
 @pytest.mark.parametrize("example", [track_concepts, track_objects])
 def test_a_video_that_is_not_there_is_an_error_without_a_traceback(example, folder, capsys):
     prompt = ["--text", "cat"] if example is track_concepts else ["--point", "1", "1"]
