@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -560,6 +561,20 @@ def test_several_phrases_run_each_encoder_once(student, video_processor):
     assert calls == {"vision": 5, "text": 3, "detr": 5}  # phrases are encoded once a video
 
 
+def test_an_optional_package_changes_nothing(student, video_processor, monkeypatch):
+    options = {"text": PHRASES, "processor": video_processor}
+    expected = list(map(as_plain, student.stream(pictures(3), **options)))
+
+    class Kernels:
+        def __getattr__(self, name: str):
+            raise AssertionError(f"{name} of an optional package was asked for")
+
+    monkeypatch.setattr(stock_code, "cv_utils_kernel", Kernels())
+    monkeypatch.setitem(sys.modules, "kernels", Kernels())
+
+    assert list(map(as_plain, student.stream(pictures(3), **options))) == expected
+
+
 def test_exemplars_of_one_frame_are_followed_through_the_others(student, video_processor):
     box = [[9, 6, 45, 30]]
 
@@ -611,7 +626,7 @@ def test_exemplar_tokens_are_those_of_their_frame(student, video_processor):
     torch.testing.assert_close(again.prompts[0].exemplar_tokens, tokens)
 
 
-def test_exemplars_of_a_frame_that_a_stream_has_just_seen_are_used(video_processor):
+def test_exemplars_of_a_frame_that_a_stream_has_just_seen_are_used(video_processor, tmp_path):
     finds_all = {"score_threshold_detection": 0.01, "new_det_thresh": 0.01}
     student = tiny_video("perceiver", hotstart_delay=0, **finds_all)
     frames, box = pictures(6), [[9, 6, 45, 30]]
@@ -626,6 +641,7 @@ def test_exemplars_of_a_frame_that_a_stream_has_just_seen_are_used(video_process
         if result.frame_index == 2:
             video_processor.add_exemplars(session, None, box)
             video_processor.add_exemplars(session, 2, box)  # once more changes nothing
+            session.save(tmp_path / "session")
         if result.frame_index == 4:
             with pytest.raises(ValueError, match="Frame 2 of the stream has passed"):
                 video_processor.add_exemplars(session, 2, [[0, 0, 20, 20]])
@@ -635,6 +651,9 @@ def test_exemplars_of_a_frame_that_a_stream_has_just_seen_are_used(video_process
     assert not {"exemplars"} & {label for i in range(3) for label in results[i].labels}
     tokens = expected.prompts[0].exemplar_tokens
     torch.testing.assert_close(session.prompts[1].exemplar_tokens, tokens)
+    loaded = EfficientSam3ConceptSession.load(tmp_path / "session")
+    list(student.stream(frames[3:], processor=video_processor, session=loaded))
+    torch.testing.assert_close(loaded.prompts[1].exemplar_tokens, tokens)
 
 
 def test_exemplars_of_a_frame_to_come_wait_for_it(student, video_processor):
@@ -772,7 +791,7 @@ def test_the_state_does_not_grow(small_processor):
     session = small_processor.init_video_session()
     resident, sizes, counts = [], set(), set()
 
-    stream = model.stream(frames, text=PHRASES, processor=small_processor, session=session, delay=4)
+    stream = model.stream(frames, text="cat", processor=small_processor, session=session, delay=4)
     for index, _ in enumerate(stream):
         if index >= 300 and index % 50 == 0:
             gc.collect()
