@@ -327,7 +327,9 @@ def test_a_stream_that_comes_late_equals_the_whole_video(video_processor):
 
 
 @pytest.mark.parametrize("delay", [0, 3])
-@pytest.mark.parametrize("kind", ["array", "PIL", "channels first", "floats", "path", "one buffer"])
+@pytest.mark.parametrize(
+    "kind", ["array", "PIL", "channels first", "floats", "path", "name", "one buffer"]
+)
 def test_results_bring_their_pictures_as_arrays_of_their_own(
     student, video_processor, kind: str, delay: int, tmp_path
 ):
@@ -344,12 +346,14 @@ def test_results_bring_their_pictures_as_arrays_of_their_own(
                 "channels first": torch.from_numpy(pixels).movedim(-1, 0),
                 "floats": pixels.astype(np.float32),
                 "path": tmp_path / f"{index}.png",
+                "name": str(tmp_path / f"{index}.png"),
                 "one buffer": buffer,
             }[kind]
 
     stream = student.stream(as_they_come(), text="cat", processor=video_processor, delay=delay)
 
-    for result, expected in zip(stream, frames, strict=True):
+    for index, (result, expected) in enumerate(zip(stream, frames, strict=True)):
+        assert result.frame_index == index
         assert result.pixels.dtype == np.uint8
         assert np.array_equal(result.pixels, expected)
 
@@ -816,6 +820,9 @@ def test_what_comes_and_goes_leaves_nothing_behind(small_processor):
         assert len(session.masklets) <= 3
         assert all(abs(frame - session.last_look) <= 4 for frame in session.removed.values())
         assert len(session.pending) <= 4
+        waiting = sum(output.pixels.nbytes for output in session.pending)
+        prompts = sum(prompt.text_embeds.nbytes for prompt in session.prompts)
+        assert session.num_bytes > session.tracker.num_bytes + waiting + prompts
         for masklet in session.masklets.values():
             assert len(masklet.duplicates) <= 2 * 4  # rivals within its first frames
 

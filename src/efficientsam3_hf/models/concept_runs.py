@@ -112,9 +112,10 @@ class ConceptRuns(PreTrainedModel):
             raise ValueError("There is nothing to look for: give text or input_boxes.")
         delay = self.config.hotstart_delay if delay is None else delay
         for frame in frames:
-            picture = processor.open_frame(getattr(frame, "pixels", frame))
+            is_numbered = hasattr(frame, "pixels")
+            picture = processor.open_frame(frame.pixels if is_numbered else frame)
             frame_idx = processor.add_frame(session, picture)
-            session.source_frame = getattr(frame, "index", frame_idx)
+            session.source_frame = frame.index if is_numbered else frame_idx
             if input_boxes is not None:
                 phrase = phrases[0] if phrases else None
                 processor.add_exemplars(session, 0, input_boxes, input_boxes_labels, phrase)

@@ -135,7 +135,8 @@ class EfficientSam3VideoSession:
         """Raise for a model on another device than the one the session is for."""
         own = torch.device(self.inference_device)
         is_same_card = own.index == device.index or None in (own.index, device.index)
-        if own.type != device.type or not is_same_card:
+        is_offloaded = device.type == "meta"  # weights that come when they are needed
+        if not is_offloaded and not (own.type == device.type and is_same_card):
             raise ValueError(
                 f"The session is for a model on {own}, and this one is on {device}: make or load "
                 "the session with inference_device=model.device."
