@@ -43,6 +43,7 @@ class ConceptPredictions:
     semantic: Tensor
 
 
+@torch.compiler.disable  # matching leaves torch anyway
 def concept_losses(
     predictions: ConceptPredictions,
     targets: ConceptTargets,

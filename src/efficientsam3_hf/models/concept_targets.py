@@ -49,6 +49,7 @@ class ConceptTargets:
         return values.new_zeros(shape).scatter_reduce_(-2, prompt_of, values, "amax")
 
 
+@torch.compiler.disable  # shapes change with every batch
 def pack_labels(labels: Sequence[Label], num_prompts: int, device: torch.device) -> ConceptTargets:
     """Targets from labels as `ImageCollator` makes them, one for each prompt.
 

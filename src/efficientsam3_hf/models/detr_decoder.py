@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.models.sam3.modeling_sam3 import (
     Sam3Attention,
     Sam3DetrDecoder,
@@ -63,21 +62,18 @@ class EfficientSam3DetrDecoder(Sam3DetrDecoder):
         doubled = {name: self.get_parameter(name).repeat(2, 1) for name in names}
         return torch.func.functional_call(self, doubled, kwargs=inputs)
 
+    @torch.no_grad()
     def init_local_box_bias(self) -> None:
         """Make queries look at the inside of their reference boxes from the start.
 
         The bias that tells attention where the box lies is random otherwise, and a decoder that
         learns from scratch finds no use for it: all queries give the same mask. Here the bias falls
-        with the distance from the box, on all heads, on half of them steeply.
+        with the distance from the box, on half of the heads steeply.
         """
         heads = self.config.num_attention_heads
-        slope = torch.full((heads, 2), -6.0)
-        slope[: heads // 2] = -12.0
         for embed in (self.box_rpb_embed_x, self.box_rpb_embed_y):
-            first, second = embed.layer1.weight.clone(), embed.layer2.weight.clone()
             # Of the distances from the box's two edges: how far before the one, and past the other.
-            first[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
-            second[:, :2] = slope
-            init.copy_(embed.layer1.weight, first)
-            init.zeros_(embed.layer1.bias)
-            init.copy_(embed.layer2.weight, second)
+            embed.layer1.weight[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+            embed.layer1.bias.zero_()
+            embed.layer2.weight[:, :2] = -6.0
+            embed.layer2.weight[: heads // 2, :2] = -12.0

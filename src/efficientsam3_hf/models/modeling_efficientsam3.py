@@ -113,6 +113,7 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
 
     def __init__(self, config: EfficientSam3Config):
         super().__init__(config)
+        ObjectiveConfig.from_dict(config.objective)  # raises for what from_pretrained put into it
         self.image_size = config.image_size  # that the positions of a ViT are laid out for
         self.vision_encoder = build_vision_encoder(config.vision_config)
         self.text_encoder = build_text_encoder(config.text_config)
@@ -131,10 +132,7 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             num_position_features=detector_width // 2, normalize=True
         )
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self and self.config.init_local_box_bias:  # the last, once its parts are done
+        if config.init_local_box_bias:
             self.detr_decoder.init_local_box_bias()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -299,7 +297,6 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             targets: What should be found, where that is to be compared.
             loss_counts: As `forward` takes them.
         """
-        objective = ObjectiveConfig.from_dict(self.config.objective)
         encoded = self.detr_encoder(
             vision_features=[levels[-1]],
             text_features=prompt,
@@ -307,10 +304,11 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             text_mask=prompt_mask,
             **kwargs,
         )
-        has_second_group = (
-            targets is not None and self.training and objective.one_to_many_weight > 0
-        )
-        decode = self.detr_decoder.decode_twice if has_second_group else self.detr_decoder
+        decode = self.detr_decoder
+        if targets is not None:
+            objective = ObjectiveConfig.from_dict(self.config.objective)
+            if self.training and objective.one_to_many_weight > 0:
+                decode = self.detr_decoder.decode_twice
         decoded = decode(
             vision_features=encoded.last_hidden_state,
             text_features=encoded.text_features,
