@@ -1,0 +1,157 @@
+"""Any model of the family, SAM 3 itself or EdgeTAM, loaded for a job by what its folder says.
+
+load("facebook/sam3", "objects")                     transformers' Sam3TrackerModel
+load("folder/of/efficientsam3", "concepts")          EfficientSam3Model
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig
+
+from .. import auto
+
+# Job -> type of the configuration in the folder -> model and processor.
+OURS_CONCEPTS = ("EfficientSam3Model", "EfficientSam3Processor")
+OURS_OBJECTS = ("EfficientSam3TrackerModel", "EfficientSam3TrackerProcessor")
+OURS_TRACKS = ("EfficientSam3TrackerVideoModel", "EfficientSam3TrackerVideoProcessor")
+OURS_CONCEPT_TRACKS = ("EfficientSam3VideoModel", "EfficientSam3VideoProcessor")
+CONCEPTS = {
+    "efficientsam3": OURS_CONCEPTS,
+    "efficientsam3_video": OURS_CONCEPTS,
+    "sam3": ("Sam3Model", "Sam3Processor"),
+    "sam3_video": ("Sam3Model", "Sam3Processor"),
+    "sam3_lite_text": ("Sam3LiteTextModel", "Sam3Processor"),
+}
+JOBS: dict[str, dict[str, tuple[str, str]]] = {
+    "concepts": CONCEPTS,
+    "objects": {
+        "efficientsam3": OURS_OBJECTS,
+        "efficientsam3_tracker": OURS_OBJECTS,
+        "efficientsam3_tracker_video": OURS_OBJECTS,
+        "sam3_video": ("Sam3TrackerModel", "Sam3TrackerProcessor"),
+        "sam3_tracker": ("Sam3TrackerModel", "Sam3TrackerProcessor"),
+        "edgetam": ("EdgeTamModel", "Sam2Processor"),
+        "edgetam_video": ("EdgeTamModel", "Sam2Processor"),
+        "sam2": ("Sam2Model", "Sam2Processor"),
+        "sam2_video": ("Sam2Model", "Sam2Processor"),
+    },
+    "tracks": {
+        "efficientsam3": OURS_TRACKS,
+        "efficientsam3_tracker_video": OURS_TRACKS,
+        "sam3_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
+        "sam3_tracker_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
+        "edgetam_video": ("EdgeTamVideoModel", "Sam2VideoProcessor"),
+        "sam2_video": ("Sam2VideoModel", "Sam2VideoProcessor"),
+    },
+    "concept tracks": {
+        "efficientsam3": OURS_CONCEPT_TRACKS,
+        "efficientsam3_video": OURS_CONCEPT_TRACKS,
+        "sam3_video": ("Sam3VideoModel", "Sam3VideoProcessor"),
+    },
+}
+
+
+@dataclass
+class Loaded:
+    """A model that is ready to run.
+
+    Args:
+        name: Folder or Hub name.
+        model: In evaluation mode, on its device.
+        processor: Beside it.
+        device: Where the model runs.
+        dtype: Of its weights and inputs.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def to_device(self, inputs: Any) -> dict[str, Any]:
+        """Inputs where the model takes them."""
+        return {
+            name: value.to(self.device) if isinstance(value, torch.Tensor) else value
+            for name, value in dict(inputs).items()
+        }
+
+
+def load(
+    name: str,
+    job: str,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = torch.float32,
+) -> Loaded:
+    """Load a model and its processor for one job.
+
+    Args:
+        name: Folder that `from_pretrained` reads, or name on the Hub.
+        job: One of `JOBS`.
+        device: Where it runs.
+        dtype: Of its weights.
+    """
+    model_class, processor_class = (class_of(each) for each in names_of(name, job))
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    model, info = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    # transformers fills what it does not find with random numbers, and only warns.
+    if missing := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of {model_class.__name__}, for example "
+            f"{missing[0]}: it cannot do {job!r}. Was it saved with all of its parts?"
+        )
+    model = model.eval().requires_grad_(False).to(device)
+    return Loaded(name, model, processor_class.from_pretrained(name), torch.device(device), dtype)
+
+
+def names_of(name: str, job: str) -> tuple[str, str]:
+    """Names of the model and processor class that do a job with what is in a folder."""
+    model_type = model_type_of(name)
+    if model_type not in JOBS[job]:
+        jobs = [each for each, types in JOBS.items() if model_type in types]
+        can = f"it can do {', '.join(jobs)}" if jobs else "nothing here can be done with it"
+        raise ValueError(f"{name} is a {model_type!r} and cannot do {job!r}; {can}.")
+    return JOBS[job][model_type]
+
+
+def can_do(name: str, job: str) -> bool:
+    """Whether what is in a folder can do a job, as far as its configuration says."""
+    if model_type_of(name) not in JOBS[job]:
+        return False
+    if model_type_of(name) != "efficientsam3" or job == "concepts":
+        return True
+    config = AutoConfig.from_pretrained(name)
+    if job == "objects":
+        return config.tracker_config is not None
+    return config.tracker_config is not None or config.tracker_video_config is not None
+
+
+def model_type_of(name: str) -> str:
+    """The `model_type` of a folder's configuration."""
+    if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError(f"{name} holds no model: it has no config.json.")
+    return AutoConfig.from_pretrained(name).model_type
+
+
+def class_of(name: str) -> Any:
+    """A public class of ours or of transformers."""
+    return auto.load_class(name) if name in auto.CLASSES else getattr(transformers, name)
+
+
+def fingerprint(name: str) -> str:
+    """What changes when the weights do: the commit on the Hub, or the files of a folder."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    digest.update((folder / "config.json").read_bytes())
+    return digest.hexdigest()
