@@ -56,7 +56,9 @@ def write_sam3(folder: Path) -> Path:
     """A folder with the layout of facebook/sam3: concepts, objects, both in video."""
     with patch.object(tiny, "WIDTH", 128), patch.dict(tiny.HEADS, hidden_size=128):
         vision = {**copy.deepcopy(TINY_VIT), "fpn_hidden_size": 128}
-        detector = tiny_config(vision, TINY_CLIP).to_dict()
+        # The length to which transformers' processor pads.
+        text = {**TINY_CLIP, "max_position_embeddings": 32}
+        detector = tiny_config(vision, text).to_dict()
         tracker = tiny_video_config(vision=vision, memory_encoder_output_channels=64).to_dict()
     left_out = ("memory", "auto_map")
     tracker = {
@@ -84,7 +86,7 @@ def write_sam3(folder: Path) -> Path:
     Sam3VideoProcessor(
         Sam3ImageProcessor(size=size, mask_size={"height": 32, "width": 32}),
         Sam2VideoVideoProcessor(size=size, **HALF),
-        build_tokenizer(16),
+        build_tokenizer(32),
     ).save_pretrained(folder)
     return folder
 
@@ -127,7 +129,6 @@ def write_edgetam(folder: Path) -> Path:
         memory_attention_num_layers=1,
         memory_attention_mlp_hidden_size=64,
         memory_attention_rope_feat_sizes=[8, 8],
-        memory_attention_rope_q_sizes=[8, 8],
         memory_attention_rope_k_sizes=[4, 4],
         memory_encoder_hidden_size=width,
         memory_encoder_output_channels=64,

@@ -10,7 +10,7 @@ import numpy as np
 from ..data.phrases import TextSample
 from ..data.samples import ImageSample
 from ..evaluation import features, units
-from .images import encode_levels, encode_phrases
+from .images import encode_levels, encode_phrases, pixels_of
 from .loading import Loaded, fingerprint, load
 from .subsets import Subset
 from .tasks import Outcome, Task
@@ -100,7 +100,7 @@ class FeatureTask(TeacherTask):
         samples: Sequence[ImageSample],
         folder: Path,
     ) -> list[Outcome]:
-        images = [sample.image for sample in samples]
+        images = pixels_of(samples)
         pairs = zip(
             encode_levels(loaded.student, images),
             encode_levels(loaded.teacher, images),

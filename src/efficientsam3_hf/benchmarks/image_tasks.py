@@ -11,7 +11,7 @@ from ..data.files import read_json
 from ..data.masks_rle import Rle, to_rle
 from ..data.samples import ImageSample, Instance
 from ..evaluation import concept, detection, mask_iou, units
-from .images import Instances, PointedImages, find_concepts
+from .images import Instances, PointedImages, find_concepts, pixels_of
 from .loading import Loaded
 from .subsets import Subset
 from .tasks import Outcome, Scores, Task
@@ -37,7 +37,7 @@ class BoxTask(Task):
         samples: Sequence[ImageSample],
         folder: Path,
     ) -> list[Outcome]:
-        images = PointedImages.of(loaded, [sample.image for sample in samples])
+        images = PointedImages.of(loaded, pixels_of(samples))
         outcomes = []
         for index, (key, sample) in enumerate(zip(keys, samples, strict=True)):
             outcome = Outcome(key)
@@ -83,7 +83,7 @@ class ClickTask(Task):
         samples: Sequence[ImageSample],
         folder: Path,
     ) -> list[Outcome]:
-        images = PointedImages.of(loaded, [sample.image for sample in samples])
+        images = PointedImages.of(loaded, pixels_of(samples))
         outcomes = []
         for index, (key, sample) in enumerate(zip(keys, samples, strict=True)):
             records = []
@@ -118,7 +118,7 @@ class ConceptTask(Task):
         annotators = truth_of_pairs(tuple(subset.truth))
         found = find_concepts(
             loaded,
-            [sample.image for sample in samples],
+            pixels_of(samples),
             [[query.phrase or "" for query in sample.queries] for sample in samples],
             concept.SCORE_THRESHOLD,
         )
@@ -173,7 +173,7 @@ class DetectionTask(Task):
         # Those that an evaluator would drop need no mask: LVIS asks for the checked classes only.
         found = find_concepts(
             loaded,
-            [sample.image for sample in samples],
+            pixels_of(samples),
             [[query.phrase or "" for query in sample.queries] for sample in samples],
             threshold=0.0,
             most=self.most[subset.form],
@@ -253,7 +253,7 @@ def detections(image: Any, category: Any, instances: Instances) -> list[dict[str
 
 
 @lru_cache(maxsize=1)
-def truth_of_pairs(files: tuple[Path, ...]) -> list[dict[int, dict[str, Any]]]:
+def truth_of_pairs(files: tuple[Path, ...]) -> list[dict[Any, dict[str, Any]]]:
     """For each annotator of SA-Co what is true of each pair of image and phrase."""
     annotators = []
     for path in files:

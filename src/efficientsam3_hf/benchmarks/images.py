@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.samples import ImageSample
 from ..evaluation.mask_iou import Click
 from .loading import Loaded
 
@@ -66,6 +67,11 @@ def find_concepts(
         best = {name: values[order] for name, values in best.items()}
         found.append(finish(loaded, best, image.shape[:2], len(of_image)))
     return found
+
+
+def pixels_of(samples: Sequence[ImageSample]) -> list[np.ndarray]:
+    """The pictures of samples, which were read with pixels."""
+    return [np.array(sample.image) for sample in samples]
 
 
 def encode_images(loaded: Loaded, images: Sequence[np.ndarray]) -> Any:

@@ -7,12 +7,13 @@ load("folder/of/efficientsam3", "concepts")          EfficientSam3Model
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from .. import auto
 
@@ -97,8 +98,16 @@ def load(
         device: Where it runs.
         dtype: Of its weights.
     """
+    precision = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return load_once(name, fingerprint(name), job, torch.device(device), precision)
+
+
+@lru_cache(maxsize=2)  # a student and its teacher, or what the next task takes as well
+def load_once(
+    name: str, weights: str, job: str, device: torch.device, dtype: torch.dtype
+) -> Loaded:
+    """As `load`; what was loaded last is at hand. `weights` tells other files from the same."""
     model_class, processor_class = (class_of(each) for each in names_of(name, job))
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model, info = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     # transformers fills what it does not find with random numbers, and only warns.
     if missing := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
@@ -107,7 +116,7 @@ def load(
             f"{missing[0]}: it cannot do {job!r}. Was it saved with all of its parts?"
         )
     model = model.eval().requires_grad_(False).to(device)
-    return Loaded(name, model, processor_class.from_pretrained(name), torch.device(device), dtype)
+    return Loaded(name, model, processor_class.from_pretrained(name), device, dtype)
 
 
 def names_of(name: str, job: str) -> tuple[str, str]:
@@ -122,21 +131,28 @@ def names_of(name: str, job: str) -> tuple[str, str]:
 
 def can_do(name: str, job: str) -> bool:
     """Whether what is in a folder can do a job, as far as its configuration says."""
-    if model_type_of(name) not in JOBS[job]:
+    config = config_of(name)
+    if config["model_type"] not in JOBS[job]:
         return False
-    if model_type_of(name) != "efficientsam3" or job == "concepts":
+    if config["model_type"] != "efficientsam3" or job == "concepts":
         return True
-    config = AutoConfig.from_pretrained(name)
-    if job == "objects":
-        return config.tracker_config is not None
-    return config.tracker_config is not None or config.tracker_video_config is not None
+    parts = ["tracker_config"] if job == "objects" else ["tracker_config", "tracker_video_config"]
+    return any(config.get(part) is not None for part in parts)
 
 
 def model_type_of(name: str) -> str:
     """The `model_type` of a folder's configuration."""
+    return config_of(name)["model_type"]
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """What the configuration says, as it is written."""
     if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise ValueError(f"{name} holds no model: it has no config.json.")
-    return AutoConfig.from_pretrained(name).model_type
+    config, _ = PreTrainedConfig.get_config_dict(name)
+    if "model_type" not in config:
+        raise ValueError(f"{name} has a config.json without model_type: it is no model.")
+    return config
 
 
 def class_of(name: str) -> Any:
@@ -146,9 +162,9 @@ def class_of(name: str) -> Any:
 
 def fingerprint(name: str) -> str:
     """What changes when the weights do: the commit on the Hub, or the files of a folder."""
-    folder = Path(name)
+    config, folder = config_of(name), Path(name)
     if not folder.is_dir():
-        return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
+        return str(config.get("_commit_hash"))
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         status = path.stat()

@@ -65,6 +65,7 @@ class Result:
 
     Args:
         task: Its name.
+        model: Folder or Hub name.
         measurements: All numbers; none where the dataset's truth is not public.
         headline: Those for the table.
         predictions: Files and folders to submit.
@@ -73,6 +74,7 @@ class Result:
     """
 
     task: str
+    model: str
     measurements: list[Measurement]
     headline: list[Measurement]
     predictions: list[Path]
@@ -261,7 +263,7 @@ def sum_up(
         for result in measurements
         if result.metric == name and result.dataset == main
     ]
-    result = Result(task.name, measurements, headline, predictions, skipped, folder)
+    result = Result(task.name, run.model, measurements, headline, predictions, skipped, folder)
     report.write_json(measurements, folder / "results.json")
     table = report.markdown_table(headline, task.decimals) if headline else ""
     write_whole(folder / "results.md", table)
@@ -278,7 +280,7 @@ def measure(
     """Numbers of each subset and, if there are several, of their average, which comes last."""
     draws = task.draws if run.draws is None else run.draws
     template = Measurement(
-        model=run.model,
+        model=short_name(run.model),
         task=task.kind,
         dataset="",
         split=subsets[0].split,

@@ -16,7 +16,7 @@ from .images import (
     prepare_images,
     select_candidates,
 )
-from .loading import Loaded, can_do, load
+from .loading import Loaded, can_do, load, load_once
 from .subsets import Subset
 from .tasks import Outcome, Task
 
@@ -26,9 +26,8 @@ PHRASE = "an object"  # for pictures that come without
 class SpeedTask(Task):
     """Milliseconds of each stage, one image and one prompt at a time.
 
-    A concept model looks for a phrase, a tracker for what is in the middle of the image.
-
     Args:
+        prompt: "phrase" or "box", the middle of the image; None takes phrases where the model can.
         warm_up: Laps that each process runs before it counts.
     """
 
@@ -40,14 +39,16 @@ class SpeedTask(Task):
     decimals = 1
     batch_size = 1
     reads_itself = True
+    prompt: str | None = None
     warm_up = 3
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "warm_up": self.warm_up}
+        return {**super().settings(), "prompt": self.prompt, "warm_up": self.warm_up}
 
     def load(self, model: str, device: str, dtype: str) -> Loaded:
-        job = "concepts" if can_do(model, "concepts") else "objects"
-        return load(model, job, device, dtype)
+        load_once.cache_clear()  # a model of another task would count as memory of this one
+        prompt = self.prompt or ("phrase" if can_do(model, "concepts") else "box")
+        return load(model, {"phrase": "concepts", "box": "objects"}[prompt], device, dtype)
 
     def __init__(self, **options: Any):
         super().__init__(**options)

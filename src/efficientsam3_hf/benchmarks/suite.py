@@ -83,7 +83,11 @@ def plan(
         elif not (subsets := look_around(data, kind.formats, split)):
             planned[name] = Planned(None, [], f"no data in {', '.join(kind.formats)}")
         else:
-            known = {each: value for each, value in options.items() if hasattr(kind, each)}
+            known = {
+                each: value
+                for each, value in options.items()
+                if value is not None and hasattr(kind, each)
+            }
             if kind.needs_teacher:
                 known["teacher"] = teacher
             if name == "clicks":

@@ -1,6 +1,5 @@
 """All commands in one program, and what it says when something goes wrong."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -45,8 +44,7 @@ def options(
     ] = False,
 ) -> None:
     """Options that go before the command."""
-    if debug:
-        os.environ["EFFICIENTSAM3_DEBUG"] = "1"
+    # `main` looks for --debug itself, since what it catches has left the program's options behind.
 
 
 def main() -> None:
@@ -54,7 +52,7 @@ def main() -> None:
     try:
         app(prog_name="efficientsam3")
     except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("EFFICIENTSAM3_DEBUG"):
+        if "--debug" in sys.argv:
             raise
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT)

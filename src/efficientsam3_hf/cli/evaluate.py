@@ -59,6 +59,13 @@ class Precision(str, Enum):
     float16 = "float16"
 
 
+class Prompt(str, Enum):
+    """What is asked of an image."""
+
+    phrase = "phrase"
+    box = "box"
+
+
 class TaskName(str, Enum):
     """What `benchmarks.suite.TASKS` has; here too, so that `--help` imports nothing heavy."""
 
@@ -99,6 +106,9 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the pictures, where they lie elsewhere.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the data, for tables, if it is your own.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="FOLDER|NAME", help="For text and features.")
     ] = None,
@@ -106,6 +116,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Take the first so many images or videos.")
     ] = None,
     clicks: Annotated[int | None, typer.Option(min=1, help="On each object (5).")] = None,
+    prompt: Annotated[
+        Prompt | None, typer.Option(help="For speed. Phrases, if the model can.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; phrases at once in videos.")
     ] = None,
@@ -130,27 +143,30 @@ def evaluate(
         raise typer.BadParameter("say what to measure: --task or --suite, one of them")
     if task is not None and data is None:
         raise typer.BadParameter(f"--task {task.value} needs --data, the folder of a dataset")
-    if record and (missing := [name for name in model if not Path(name).is_dir()]):
+    if record and (missing := [each for each in model if not Path(each).is_dir()]):
         raise typer.BadParameter(f"--record writes into a folder, which {missing[0]} is not")
-    if len(set(model)) < len(model):
-        raise typer.BadParameter("--model names one model twice")
+    if len({Path(name).name for name in model}) < len(model):
+        raise typer.BadParameter("two of the models have one name, by which results are kept")
     place = shared.check_device(device)
     shared.quiet()
 
     from ..benchmarks.running import Run, run_task
 
     command = shlex.join(["efficientsam3", *sys.argv[1:]])
-    options = {"batch_size": batch_size, "clicks": clicks}
+    options: dict[str, Any] = {"batch_size": batch_size, "clicks": clicks}
+    options["prompt"] = None if prompt is None else prompt.value
     results: list[Result] = []
-    for name in model:
-        run = Run(name, output, place, dtype.value, workers, command, restart, draws)
+    for each in model:
+        run = Run(each, output, place, dtype.value, workers, command, restart, draws)
         if task is not None:
             assert data is not None
             jobs = [open_task(task.value, data, form, split, images, teacher, limit, options)]
         else:
             jobs = open_suite(run, data, teacher, limit, options, split)
         for job, subsets in jobs:
-            with progress(f"{name} {job.name}") as show:
+            for subset in subsets:
+                subset.dataset = name or subset.dataset
+            with progress(f"{Path(each).name} {job.name}") as show:
                 result = run_task(job, subsets, run, show)
             if result is not None:
                 tell(result)
@@ -206,6 +222,7 @@ def open_suite(
 
     from ..benchmarks.suite import plan, write_synthetic_world
 
+    is_synthetic = data is None
     if data is None:
         state = PartialState(cpu=run.device == "cpu")
         data = run.output / "synthetic"
@@ -216,9 +233,11 @@ def open_suite(
     jobs = []
     for name, planned in plan(run.model, data, teacher, limit, options, split).items():
         if planned.task is None:
-            say(f"{run.model} {name}: left out, since {planned.reason}")
+            say(f"{Path(run.model).name} {name}: left out, since {planned.reason}")
         else:
             jobs.append((planned.task, planned.subsets))
+            for subset in planned.subsets if is_synthetic else []:
+                subset.dataset, subset.name = f"synthetic {subset.form}", ""
     if not jobs:
         raise ValueError(f"There is nothing in {data} that {run.model} could be measured on.")
     return jobs
@@ -282,7 +301,7 @@ def write_records(results: "Sequence[Result]") -> None:
 
     for result in results:
         if result.headline:
-            path = write_hub_record(result.headline, result.headline[0].model)
+            path = write_hub_record(result.headline, result.model)
             say(f"Recorded: {path}")
 
 

@@ -44,26 +44,18 @@ def segment(
     if text and len(text) > 1 and (boxes or points):
         raise typer.BadParameter("boxes and points go with one phrase: give --text once")
 
+    import numpy as np
+
     from ..data.masks_rle import to_rle
-    from ..pipelines import PromptableConceptSegmentationPipeline, open_image
+    from ..pipelines import open_image
     from ..visualize import draw_instances
 
     image = open_image(str(picture)).convert("RGB")
     shared.quiet()
-    find = load_pipeline(model, shared.check_device(device), PromptableConceptSegmentationPipeline)
-    exemplars = {"input_boxes": boxes or None, "input_points": points or None}
-    phrases: Any = text[0] if text and len(text) == 1 else text
-    found = find(
-        image,
-        text=phrases,
-        threshold=threshold,
-        **{name: value for name, value in exemplars.items() if value},
-    )
+    found = find(model, shared.check_device(device), image, text or [], boxes, points, threshold)
     labels = list(dict.fromkeys([*(text or []), *(each["label"] for each in found)]))
     overlay = image
     if found:
-        import numpy as np
-
         overlay = draw_instances(
             image,
             np.stack([np.asarray(each["mask"]) > 0 for each in found]),
@@ -75,8 +67,6 @@ def segment(
     path.parent.mkdir(parents=True, exist_ok=True)
     overlay.save(path)
     if as_json:
-        import numpy as np
-
         for each in found:
             mask = np.asarray(each.pop("mask")) > 0
             each["segmentation"] = to_rle(mask, mask.shape)
@@ -90,14 +80,51 @@ def segment(
     print(f"Overlay: {path}", file=sys.stderr)
 
 
-def load_pipeline(name: str, device: str, pipeline_class: Any) -> Any:
-    """The pipeline of a concept model of ours."""
+def find(
+    name: str,
+    device: str,
+    image: Any,
+    phrases: list[str],
+    boxes: list[list[float]],
+    points: list[list[float]],
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Instances as the pipeline gives them, of a model of this family or of transformers."""
     from ..benchmarks.loading import load
 
     loaded = load(name, "concepts", device)
-    if not hasattr(loaded.model.config, "context_length"):
-        raise ValueError(
-            f"{name} is transformers' {type(loaded.model).__name__}: this command takes models of "
-            "this family. `efficientsam3 evaluate` takes both."
-        )
-    return pipeline_class(model=loaded.model, processor=loaded.processor, device=device)
+    if type(loaded.model).__module__.startswith("transformers."):
+        if boxes or points:
+            raise ValueError(f"{name} is transformers' own: give it phrases alone, by --text.")
+        return find_phrases(loaded, image, phrases, threshold)
+    from ..pipelines import PromptableConceptSegmentationPipeline
+
+    pipeline = PromptableConceptSegmentationPipeline(
+        model=loaded.model, processor=loaded.processor, device=device
+    )
+    prompts: dict[str, Any] = {"text": phrases[0] if len(phrases) == 1 else phrases or None}
+    prompts |= {"input_boxes": boxes or None, "input_points": points or None}
+    given = {name: value for name, value in prompts.items() if value is not None}
+    return pipeline(image, threshold=threshold, **given)
+
+
+def find_phrases(
+    loaded: Any, image: Any, phrases: list[str], threshold: float
+) -> list[dict[str, Any]]:
+    """The same for a model that the pipeline does not take."""
+    import numpy as np
+
+    from ..benchmarks.images import find_concepts
+
+    (of_phrases,) = find_concepts(loaded, [np.array(image)], [phrases], threshold)
+    found = [
+        {
+            "score": float(score),
+            "label": phrase,
+            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(int, box), strict=True)),
+            "mask": mask,
+        }
+        for phrase, each in zip(phrases, of_phrases, strict=True)
+        for mask, score, box in zip(each.masks, each.scores, each.boxes_xyxy, strict=True)
+    ]
+    return sorted(found, key=lambda each: -each["score"])

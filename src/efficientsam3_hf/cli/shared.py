@@ -76,10 +76,11 @@ def is_first_process() -> bool:
 
 
 def quiet() -> None:
-    """Keep transformers' progress bars off the screen, where there are our own."""
+    """Keep transformers' bars and remarks off the screen; what matters is said by the commands."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def print_json(content: Any) -> None:

@@ -3,15 +3,13 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import shared
-
-if TYPE_CHECKING:
-    from ..data.video import Video
 
 HELP = """Follow every instance of a phrase, or objects that are pointed at, through a video.
 
@@ -25,6 +23,18 @@ efficientsam3 track street.mp4 -m FOLDER --text person --rle tracks.jsonl --davi
 Without --text, each box and each point is an object of its own, in the frame given by --frame. With
 --exemplars, the boxes show in the first frame what kind of thing to find.
 """
+
+
+@dataclass
+class FrameObjects:
+    """The objects of one frame, as the writers take them."""
+
+    frame_index: int
+    object_ids: list[int]
+    labels: list[str]
+    scores: Any
+    boxes: Any
+    masks: Any
 
 
 def track(
@@ -108,23 +118,46 @@ def track(
 
 
 def follow_concepts(
-    name: str, device: str, video: "Video", text: list[str] | None, boxes: list[list[float]]
+    name: str, device: str, video: Any, text: list[str] | None, boxes: list[list[float]]
 ) -> Iterator[tuple[Any, Any]]:
     """Every instance of phrases or of what is like the boxes, frame by frame, with the picture."""
     from ..benchmarks.loading import load
 
     loaded = load(name, "concept tracks", device)
-    if not hasattr(loaded.model, "stream"):
-        raise ValueError(f"{name} is transformers': this command takes models of this family.")
-    results = loaded.model.stream(video, text, boxes or None, processor=loaded.processor)
-    for result in results:
-        yield result, result.pixels
+    if hasattr(loaded.model, "stream"):
+        stream = loaded.model.stream(video, text, boxes or None, processor=loaded.processor)
+        for result in stream:
+            yield result, result.pixels
+        return
+    if boxes:
+        raise ValueError(f"{name} is transformers' own: give it phrases alone, by --text.")
+    from ..benchmarks.videos import follow_concepts as follow
+
+    frames = list(video)
+    for index, result in follow(loaded, [each.pixels for each in frames], text or []):
+        labels = {
+            int(number): phrase
+            for phrase, numbers in result["prompt_to_obj_ids"].items()
+            for number in numbers
+        }
+        object_ids = [int(number) for number in result["object_ids"]]
+        yield (
+            FrameObjects(
+                frames[index].index,
+                object_ids,
+                [labels[number] for number in object_ids],
+                result["scores"],
+                result["boxes"],
+                result["masks"].bool(),
+            ),
+            frames[index].pixels,
+        )
 
 
 def follow_objects(
     name: str,
     device: str,
-    video: "Video",
+    video: Any,
     boxes: list[list[float]],
     points: list[list[float]],
     start: int,
@@ -144,11 +177,21 @@ def follow_objects(
     session = processor.init_video_session(
         [each.pixels for each in frames], inference_device=device, dtype=loaded.dtype
     )
-    for number, one in enumerate(boxes, start=1):
-        processor.add_inputs_to_inference_session(session, chosen[0], number, input_boxes=[[one]])
-    for number, one in enumerate(points, start=len(boxes) + 1):
+    # All of a kind in one call: transformers forgets the objects of an earlier one.
+    if boxes and points and type(loaded.model).__module__.startswith("transformers."):
+        raise ValueError(f"{name} is transformers' own: give it boxes or points, not both.")
+    ids = list(range(1, len(boxes) + len(points) + 1))
+    if boxes:
         processor.add_inputs_to_inference_session(
-            session, chosen[0], number, input_points=[[[one]]], input_labels=[[[1]]]
+            session, chosen[0], ids[: len(boxes)], input_boxes=[boxes]
+        )
+    if points:
+        processor.add_inputs_to_inference_session(
+            session,
+            chosen[0],
+            ids[len(boxes) :],
+            input_points=[[[point] for point in points]],
+            input_labels=[[[1] for _ in points]],
         )
     size = [[session.video_height, session.video_width]]
     outputs = loaded.model.propagate_in_video_iterator(session, start_frame_idx=chosen[0])
@@ -158,7 +201,7 @@ def follow_objects(
         scores = output.object_score_logits.flatten().float().cpu().sigmoid()
         source = frames[output.frame_idx]
         yield (
-            pointed_frame(
+            seen_objects(
                 source.index,
                 list(session.obj_ids if given is None else given),
                 scores,
@@ -168,22 +211,14 @@ def follow_objects(
         )
 
 
-def pointed_frame(index: int, object_ids: list[int], scores: Any, masks: Any) -> Any:
-    """The objects of one frame that are seen, as the writers take them."""
-    from types import SimpleNamespace
-
+def seen_objects(index: int, object_ids: list[int], scores: Any, masks: Any) -> FrameObjects:
+    """The objects of one frame that have a pixel."""
     from torchvision.ops import masks_to_boxes
 
     seen = masks.flatten(1).any(dim=1)
     kept = [number for number, is_seen in zip(object_ids, seen, strict=True) if is_seen]
-    return SimpleNamespace(
-        frame_index=index,
-        object_ids=kept,
-        labels=["" for _ in kept],
-        scores=scores[seen],
-        boxes=masks_to_boxes(masks[seen]),
-        masks=masks[seen],
-    )
+    boxes = masks_to_boxes(masks[seen])
+    return FrameObjects(index, kept, ["" for _ in kept], scores[seen], boxes, masks[seen])
 
 
 def show_progress(results: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
