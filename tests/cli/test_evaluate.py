@@ -74,9 +74,13 @@ def test_several_models_share_a_table(command, ours, edgetam, world, tmp_path):
     assert ran.code == 0, ran.err
     rows = [line for line in ran.out.splitlines() if line.startswith("| tiny-")]
     assert [row.split()[1] for row in rows] == [ours.name, edgetam.name]
+    assert f"From {ours.name} to {edgetam.name}:" in ran.out
+    (change,) = [line for line in ran.out.splitlines() if line.startswith("| COCO val2017 | mIoU")]
+    assert "noise |" in change
     assert (tmp_path / "results.md").read_text() in ran.out
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(command, ours, world, tmp_path):
     arguments = ["evaluate", "-m", ours, "--task", "concept", "-d", world / "saco"]
     arguments += ["--batch-size", 1, *CPU]
@@ -130,7 +134,8 @@ main()
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(command, ours, world, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(command, ours, world, tmp_path):
     arguments = ["evaluate", "-m", ours, "--task", "clicks", "--clicks", 2, "-d", world / "coco"]
     arguments += ["--batch-size", 1, *CPU]
     command(*arguments, "-o", tmp_path / "whole")
@@ -216,7 +221,7 @@ def test_a_picture_that_cannot_be_read_is_told(command, ours, world, tmp_path):
 
     assert ran.code == 0, ran.err
     assert ran.json[0]["skipped"] == ["COCO: 1"]
-    assert "1 records could not be read" in ran.err
+    assert "not counted, 1 of the records: COCO: 1" in ran.err
 
 
 def test_without_public_truth_there_are_predictions_and_no_numbers(command, ours, world, tmp_path):

@@ -228,8 +228,7 @@ def promptable(box: Sequence[float], size: tuple[int, int]) -> tuple[float, floa
 
 
 def clip(low: float, high: float, most: int) -> tuple[float, float]:
-    """Both ends within 0 and `most`; moved apart where they are no pixel apart and touch an edge
-    or coincide."""
+    """Both ends within 0 and `most`, a pixel apart where nothing would be left between them."""
     low, high = max(0.0, min(float(low), most - 1.0)), min(float(high), float(most))
     return (low, high) if high > low else (low, low + 1.0)
 

@@ -6,15 +6,17 @@ transformers' SAM 3, SAM 2 and EdgeTAM share their calls with ours, and so one f
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.samples import ImageSample
-from ..evaluation.mask_iou import Click
 from .loading import Loaded
+
+if TYPE_CHECKING:  # its package is an extra, which whoever does not click need not have
+    from ..evaluation.mask_iou import Click
 
 
 @dataclass
@@ -195,7 +197,7 @@ class PointedImages:
             masks.append(self.resize(index, outputs.pred_masks)[:, 0])
         return np.concatenate(masks)
 
-    def clicker(self, index: int) -> Callable[[list[Click]], np.ndarray]:
+    def clicker(self, index: int) -> Callable[[list["Click"]], np.ndarray]:
         """A function from the clicks on one object to its mask.
 
         Of the several masks for a first click it takes the one that the model scores best, and each
@@ -204,7 +206,7 @@ class PointedImages:
         before: Tensor | None = None
 
         @torch.inference_mode()
-        def predict(clicks: list[Click]) -> np.ndarray:
+        def predict(clicks: list["Click"]) -> np.ndarray:
             nonlocal before
             is_first = len(clicks) == 1
             prompts = {

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from ..evaluation import bootstrap, report, units
-from ..evaluation.report import Measurement
+from ..evaluation.report import Change, Measurement
 from .journal import Journal, write_whole
 from .loading import fingerprint
 from .subsets import Subset
@@ -64,22 +64,24 @@ class Result:
     """What came of a task.
 
     Args:
-        task: Its name.
+        task: With its options.
         model: Folder or Hub name.
         measurements: All numbers; none where the dataset's truth is not public.
         headline: Those for the table.
         predictions: Files and folders to submit.
         skipped: Records that could not be read.
         folder: Where it all is.
+        scores: Of each subset, to be drawn anew.
     """
 
-    task: str
+    task: Task
     model: str
     measurements: list[Measurement]
     headline: list[Measurement]
     predictions: list[Path]
     skipped: list[str]
     folder: Path
+    scores: list[Scores]
 
 
 def run_task(
@@ -93,7 +95,7 @@ def run_task(
         run: How.
         show: Takes the number of batches of this process and gives what counts them.
     """
-    state = PartialState(cpu=run.device == "cpu", timeout=PATIENCE)
+    state = processes(run.device)
     device = str(state.device) if run.device == "cuda" else run.device
     folder = run.output / slug(short_name(run.model)) / slug(f"{task.name} {subsets[0].dataset}")
     journal = Journal(folder)
@@ -116,6 +118,11 @@ def run_task(
     if not state.is_main_process:
         return None
     return sum_up(task, subsets, journal, run, torch.device(device))
+
+
+def processes(device: str) -> PartialState:
+    """Which of the processes this one is; the only one, if nobody launched several."""
+    return PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
 
 def run_parts(
@@ -263,7 +270,7 @@ def sum_up(
         for result in measurements
         if result.metric == name and result.dataset == main
     ]
-    result = Result(task.name, run.model, measurements, headline, predictions, skipped, folder)
+    result = Result(task, run.model, measurements, headline, predictions, skipped, folder, scores)
     report.write_json(measurements, folder / "results.json")
     table = report.markdown_table(headline, task.decimals) if headline else ""
     write_whole(folder / "results.md", table)
@@ -296,17 +303,43 @@ def measure(
         named.append((subsets[0].dataset, list(scores)))
     results = []
     for title, some in named:
-        groups = [f"{place}/{group}" for place, one in enumerate(some) for group in one.groups]
-        numbers = (
-            bootstrap.intervals(
+        groups = joined_groups(some)
+        if draws:
+            numbers = bootstrap.intervals(
                 partial(summarize_together, task, some), len(groups), samples=draws, groups=groups
             )
-            if draws
-            else summarize_together(task, some, np.ones(len(groups)))
-        )
+        else:
+            numbers = summarize_together(task, some, np.ones(len(groups)))
         entry = replace(template, dataset=title, units=len(groups))
         results += report.measurements(numbers, entry, scale=task.scale)
     return results
+
+
+def compare(first: Result, second: Result, draws: int | None = None) -> list[Change]:
+    """How far the headline of one result is from that of another on the same units.
+
+    Args:
+        first: To compare with.
+        second: The other.
+        draws: Of the bootstrap; None for the task's own.
+    """
+    task = first.task
+    groups = joined_groups(first.scores)
+    if groups != joined_groups(second.scores):  # a record was skipped in one of them
+        return report.changes(first.headline, second.headline)
+    paired = bootstrap.differences(
+        partial(summarize_together, task, first.scores),
+        partial(summarize_together, task, second.scores),
+        len(groups),
+        samples=task.draws if draws is None else draws,
+        groups=groups,
+    )
+    return report.changes(first.headline, second.headline, paired, task.scale)
+
+
+def joined_groups(scores: Sequence[Scores]) -> list[str]:
+    """The groups of all subsets, told apart."""
+    return [f"{place}/{group}" for place, one in enumerate(scores) for group in one.groups]
 
 
 def summarize_together(

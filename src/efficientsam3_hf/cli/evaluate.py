@@ -150,7 +150,7 @@ def evaluate(
     place = shared.check_device(device)
     shared.quiet()
 
-    from ..benchmarks.running import Run, run_task
+    from ..benchmarks.running import Run, processes, run_task
 
     command = shlex.join(["efficientsam3", *sys.argv[1:]])
     options: dict[str, Any] = {"batch_size": batch_size, "clicks": clicks}
@@ -171,6 +171,7 @@ def evaluate(
             if result is not None:
                 tell(result)
                 results.append(result)
+    processes(place).destroy_process_group()
     if not shared.is_first_process():
         return
     if record:
@@ -178,7 +179,7 @@ def evaluate(
     if as_json:
         shared.print_json([as_entry(result) for result in results])
     else:
-        print_tables(results, output)
+        print_tables(results, output, draws)
 
 
 def open_task(
@@ -218,15 +219,13 @@ def open_suite(
     split: str | None,
 ) -> list[tuple["Task", "list[Subset]"]]:
     """The tasks of the quick suite; says which are left out, and why."""
-    from accelerate import PartialState
-
+    from ..benchmarks.running import processes
     from ..benchmarks.suite import plan, write_synthetic_world
 
     is_synthetic = data is None
     if data is None:
-        state = PartialState(cpu=run.device == "cpu")
         data = run.output / "synthetic"
-        with state.main_process_first():
+        with processes(run.device).main_process_first():
             write_synthetic_world(data)
     elif not data.is_dir():
         raise FileNotFoundError(f"There is no folder {data}: --data is the folder of a dataset.")
@@ -271,7 +270,7 @@ def tell(result: "Result") -> None:
     """What happened that is no number."""
     if result.skipped:
         names = ", ".join(result.skipped[:3])
-        say(f"Warning: {len(result.skipped)} records could not be read and do not count: {names}")
+        say(f"Warning: not read, and not counted, {len(result.skipped)} of the records: {names}")
     if not result.measurements:
         say(
             "Nothing was scored: the data has no truth but what the model is given. Submit the "
@@ -305,20 +304,26 @@ def write_records(results: "Sequence[Result]") -> None:
             say(f"Recorded: {path}")
 
 
-def print_tables(results: "Sequence[Result]", output: Path) -> None:
-    """One table for each task, with a row for each model."""
-    from ..benchmarks.suite import TASKS
-    from ..evaluation.report import markdown_table
+def print_tables(results: "Sequence[Result]", output: Path, draws: int | None) -> None:
+    """For each task a table with a row for each model, and how far they are from the first."""
+    from ..benchmarks.running import compare
+    from ..evaluation.report import markdown_changes, markdown_table
 
-    tables: dict[str, list] = {}
+    of_task: dict[str, list[Result]] = {}
     for result in results:
         if result.headline:
-            title = f"{result.task}: {result.headline[0].dataset}, {result.headline[0].split}"
-            tables.setdefault(title, []).extend(result.headline)
+            first = result.headline[0]
+            title = f"{result.task.name}: {first.dataset}, {first.split}"
+            of_task.setdefault(title, []).append(result)
     lines = []
-    for title, measurements in tables.items():
-        decimals = TASKS[title.split(":")[0]].decimals
+    for title, some in of_task.items():
+        decimals = some[0].task.decimals
+        measurements = [each for result in some for each in result.headline]
         lines += [f"### {title}", "", markdown_table(measurements, decimals)]
+        for other in some[1:] if draws != 0 else []:
+            names = [result.headline[0].model for result in (some[0], other)]
+            changes = compare(some[0], other, draws)
+            lines += [f"From {names[0]} to {names[1]}:", "", markdown_changes(changes, decimals)]
     text = "\n".join(lines)
     if text:
         (output / "results.md").write_text(text, encoding="utf-8")
