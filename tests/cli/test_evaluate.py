@@ -157,6 +157,18 @@ def test_a_killed_run_goes_on_where_it_was(command, ours, world, tmp_path):
     assert numbers(folder) == numbers(whole)
 
 
+def test_worker_processes_read_the_same(command, edgetam, world, tmp_path):
+    arguments = ["evaluate", "-m", edgetam, "--task", "coco-box", "-d", world / "coco"]
+    folders = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        ran = command(*arguments, "--workers", workers, "--batch-size", 1, "-o", folder, *CPU)
+        assert ran.code == 0, ran.err
+        folders.append(folder / edgetam.name / "coco-box-coco")
+
+    assert parts(folders[0]) == parts(folders[1])
+
+
 def test_a_run_with_other_settings_is_refused_by_their_names(command, ours, world, tmp_path):
     arguments = ["evaluate", "-m", ours, "--task", "coco-box", "-d", world / "coco", "-o", tmp_path]
     assert command(*arguments, *CPU, "--limit", 1).code == 0
@@ -197,7 +209,7 @@ def test_numbers_go_beside_the_weights_only_when_asked_for(command, world, tmp_p
     command(*arguments)
     assert not (model / "evaluation_results.json").exists()
 
-    command(*arguments, "--record", "--name", "little world")
+    command(*arguments, "--record", "--name", "little world")  # nothing is computed anew
 
     from efficientsam3_hf.hub.results import read_results
 

@@ -300,7 +300,7 @@ def measure(
     )
     named = [(subset.title, [score]) for subset, score in zip(subsets, scores, strict=True)]
     if len(subsets) > 1:
-        named.append((subsets[0].dataset, list(scores)))
+        named.append((subsets[0].shown, list(scores)))
     results = []
     for title, some in named:
         groups = joined_groups(some)

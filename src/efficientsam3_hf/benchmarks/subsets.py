@@ -38,6 +38,7 @@ class Subset:
         truth: Annotation files, one for each annotator, for evaluators of whole files.
         name: Of the subset, where a dataset has several; else empty.
         samples: All that will be evaluated, in the order of the files.
+        label: What to call the dataset in tables, if it is another one in the same form.
     """
 
     dataset: str
@@ -47,11 +48,17 @@ class Subset:
     truth: list[Path] = field(default_factory=list)
     name: str = ""
     samples: Any = None
+    label: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Name of the dataset for readers."""
+        return self.label or self.dataset
 
     @property
     def title(self) -> str:
-        """Dataset and subset."""
-        return f"{self.dataset} {self.name}".strip()
+        """Dataset and subset, for readers."""
+        return f"{self.shown} {self.name}".strip()
 
     def open(self, limit: int | None) -> "Subset":
         """List the records, the first `limit` of them if there is a limit."""

@@ -165,7 +165,7 @@ def evaluate(
             jobs = open_suite(run, data, teacher, limit, options, split)
         for job, subsets in jobs:
             for subset in subsets:
-                subset.dataset = name or subset.dataset
+                subset.label = name or subset.label
             with progress(f"{Path(each).name} {job.name}") as show:
                 result = run_task(job, subsets, run, show)
             if result is not None:
@@ -236,7 +236,7 @@ def open_suite(
         else:
             jobs.append((planned.task, planned.subsets))
             for subset in planned.subsets if is_synthetic else []:
-                subset.dataset, subset.name = f"synthetic {subset.form}", ""
+                subset.label, subset.name = f"synthetic {subset.form}", ""
     if not jobs:
         raise ValueError(f"There is nothing in {data} that {run.model} could be measured on.")
     return jobs
