@@ -32,17 +32,21 @@ class ImageCollator:
             `[ChooseQueries(), Augmentations()]`.
         most_instances: Those beyond are left out, the smallest first, and `is_exhaustive` is then
             false.
+        teacher_processor: Image processor of another model. Where its size is another, the same
+            pictures are given as `teacher_pixel_values`, too.
     """
 
     def __init__(
         self,
-        processor: Callable[..., Any],
+        processor: Any,
         mask_size: tuple[int, int] | None = (288, 288),
         augment: Sequence[Callable[[ImageSample], ImageSample]] = (),
         most_instances: int | None = None,
+        teacher_processor: Any = None,
     ):
         self.processor, self.mask_size = processor, mask_size
         self.augment, self.most_instances = augment, most_instances
+        self.teacher_processor = teacher_processor
 
     def __call__(self, samples: Sequence[ImageSample | None]) -> dict[str, Any]:
         usable = usable_samples(samples)
@@ -62,6 +66,9 @@ class ImageCollator:
             batch = dict(self.processor(images=images, text=phrases, return_tensors="pt"))
         else:
             batch = dict(self.processor(images=images, return_tensors="pt"))
+        other = self.teacher_processor
+        if other is not None and other.size != self.processor.image_processor.size:
+            batch["teacher_pixel_values"] = other(images, return_tensors="pt")["pixel_values"]
         batch["labels"] = labels
         return batch
 
@@ -170,7 +177,7 @@ class ClipCollator:
 
     def __init__(
         self,
-        image_processor: Callable[..., Any],
+        image_processor: Any,
         mask_size: tuple[int, int] | None = (288, 288),
         augment: Sequence[Callable[[ClipSample], ClipSample]] = (),
     ):

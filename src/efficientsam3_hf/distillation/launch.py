@@ -17,13 +17,15 @@ from typing import Any
 from transformers import AutoConfig, TrainingArguments
 
 from .. import zoo
-from ..data.collators import PictureCollator
+from ..data.augmentations import ChooseInstances, ChooseQueries
+from ..data.collators import ImageCollator, PictureCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from .arguments import DistillationArguments, build, check_known, read_values
 from .data_settings import DataSettings, load_samples, setting
 from .family import Family, new_student
 from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
+from .stage1_prompts import PromptDistillationArguments, PromptDistillationTrainer
 from .trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -92,9 +94,26 @@ def collate_pictures(run: "Run", training: bool) -> PictureCollator:
     )
 
 
+def collate_prompted(run: "Run", training: bool) -> ImageCollator:
+    """Pictures with some of their phrases, and of these some of the instances."""
+    seed, settings = run.training.seed, run.training
+    changes: list[Any] = [ChooseQueries(run.data.positives, run.data.negatives, seed)]
+    if isinstance(settings, PromptDistillationArguments):
+        most = max(settings.prompts_per_image, settings.concepts_per_image)
+        changes.append(ChooseInstances(most, seed))
+    return ImageCollator(
+        run.processor,
+        augment=[*changes, *(run.augmentations if training else [])],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+
+
 STAGES = {
     "stage1_image": Stage(
         ImageDistillationArguments, ImageDistillationTrainer, "pictures", collate_pictures
+    ),
+    "stage1_prompts": Stage(
+        PromptDistillationArguments, PromptDistillationTrainer, "images", collate_prompted
     ),
 }
 

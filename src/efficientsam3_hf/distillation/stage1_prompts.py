@@ -1,15 +1,14 @@
 """Stage 1+, prompt in the loop: the student's features must lead frozen heads to the same masks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
 from transformers.models.sam3.modeling_sam3 import (
     Sam3ImageSegmentationOutput,
     Sam3VisionEncoderOutput,
@@ -19,6 +18,7 @@ from ..models.object_memory import FrameFeatures
 from ..models.prompts import VISUAL_PHRASE
 from ..tokenizer import build_tokenizer
 from .family import Family
+from .feature_losses import valid_places
 from .prompt_losses import (
     CONCEPT_TERMS,
     OBJECT_TERMS,
@@ -38,6 +38,7 @@ from .prompted_heads import (
 from .prompts import (
     ConceptPrompts,
     ObjectPrompts,
+    Objects,
     choose_concepts,
     choose_objects,
     correct,
@@ -46,12 +47,12 @@ from .prompts import (
     read_objects,
 )
 from .stage1_image import (
-    TARGETS,
     ImageDistillationArguments,
+    ImageDistillationTrainer,
+    Maps,
     map_terms,
     target_maps,
 )
-from .trainer import DistillationTrainer
 
 MATCHES = ("hungarian", "teacher_query")
 TEXTS = ("teacher", "student")
@@ -115,6 +116,7 @@ class Lesson:
 
     Args:
         maps: The teacher's, for the feature term.
+        asked: All objects that can be asked for.
         objects: Groups of prompts for the tracker.
         features: For the heads of the teacher's tracker.
         concepts: Prompts for the detector.
@@ -123,7 +125,8 @@ class Lesson:
         found: What the teacher's detector answers.
     """
 
-    maps: dict[str, list[Tensor]]
+    maps: Maps
+    asked: Objects
     objects: list[ObjectPrompts] = field(default_factory=list)
     features: FrameFeatures | None = None
     concepts: ConceptPrompts | None = None
@@ -132,13 +135,15 @@ class Lesson:
     found: Sam3ImageSegmentationOutput | None = None
 
 
-class PromptDistillationTrainer(DistillationTrainer):
-    """Trains the encoder on what heads, frozen and equal in both, make of its features."""
+class PromptDistillationTrainer(ImageDistillationTrainer):
+    """Trains the encoder on what heads make of its features, which stay as the teacher's.
+
+    What is trained is as in stage 1: `backbone`, and of a lateral student the necks, too.
+    """
 
     stage = "stage 1+: prompts"
-    trained_parts = ("backbone",)
     units = {
-        **{f"{target}_{kind}": "samples" for target in TARGETS for kind in ("error", "angle")},
+        **ImageDistillationTrainer.units,
         **dict.fromkeys(OBJECT_TERMS, "prompts"),
         **dict.fromkeys(CONCEPT_TERMS, "concepts"),
     }
@@ -184,9 +189,9 @@ class PromptDistillationTrainer(DistillationTrainer):
         """What is asked, and the teacher's part of it that does not depend on the student."""
         args, labels, pixel_values = self.args, inputs["labels"], inputs["pixel_values"]
         teacher, device = self.teacher, pixel_values.device
-        seen = teacher.see(pixel_values)
-        lesson = Lesson(target_maps(teacher, seen, args.targets))
+        seen = teacher.see(inputs.get("teacher_pixel_values", pixel_values))
         objects = read_objects(labels, len(pixel_values))
+        lesson = Lesson(target_maps(teacher, seen, self.targets), objects)
         if args.prompts_per_image:
             lesson.features = teacher.tracker_features(seen)
             groups = choose_objects(
@@ -240,7 +245,7 @@ class PromptDistillationTrainer(DistillationTrainer):
         """Distances of maps, and of what heads make of them."""
         seen = student.see(inputs["pixel_values"])
         valid = inputs.get("valid")
-        terms = map_terms(target_maps(student, seen, self.args.targets), targets.maps, valid)
+        terms = map_terms(target_maps(student, seen, self.targets), targets.maps, valid)
         if targets.features is not None:
             terms |= self.object_terms(student, seen, targets.features, targets.objects, valid)
         if targets.concepts is not None:
@@ -343,35 +348,42 @@ class PromptDistillationTrainer(DistillationTrainer):
 
     # How well it does.
 
-    def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
+    def score(
+        self, student: Family, inputs: Mapping[str, Any], targets: Lesson
+    ) -> list[dict[str, float]]:
         """IoU of answers to boxes and to clicks in the middle, with the truth and the teacher."""
-        if not self.args.prompts_per_image:
-            return {}
-        sums: dict[str, float] = {}
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            with self.autocast_smart_context_manager():
-                families = {"student": student, "teacher": self.teacher}
-                scores = score_answers(families, inputs, self.args.prompts_per_image, **self.choice)
-            for name, score in scores.items():
-                sums[name] = sums.get(name, 0.0) + score
-        values = torch.tensor(list(sums.values()), dtype=torch.float32, device=self.args.device)
-        totals = dict(zip(sums, self.accelerator.reduce(values).tolist(), strict=True))
-        count = max(totals.pop("objects", 0), 1)
-        return {name: total / count for name, total in totals.items()}
+        if targets.features is None:
+            return []
+        answerers = {
+            "student": (
+                student.tracker,
+                student.tracker_features(student.see(inputs["pixel_values"])),
+            ),
+            "teacher": (self.teacher.tracker, targets.features),
+        }
+        return score_answers(answerers, inputs["labels"], targets.asked)
 
-    @torch.no_grad()
+    def summarize(self, records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Means over objects."""
+        return {name: fmean(record[name] for record in records) for name in records[0]}
+
     def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
-        """Pictures of prompts with the teacher's masks (left) and the student's, by image."""
-        families = {"teacher": self.teacher, "student": student}
-        inputs: Any = self._prepare_inputs(dict(batch))
-        with self.autocast_smart_context_manager():
-            return draw_answers(families, inputs, self.args.prompts_per_image, self.args.seed)
+        """Prompts of each image with the masks of the teacher (left) and of the student."""
+        lesson = self.teacher_step(batch)
+        if lesson.features is None:
+            return {}
+        features = student.tracker_features(student.see(batch["pixel_values"]))
+        answerers = [(self.teacher.tracker, lesson.features), (student.tracker, features)]
+        return draw_answers(answerers, batch["pixel_values"], lesson.asked, lesson.objects)
 
 
 def valid_masks(valid: Tensor | None, image: Tensor, masks: Tensor) -> Tensor | None:
-    """Where (prompts, height, width) masks lie on a picture, from where (images, ...) images do."""
-    if valid is None:
-        return None
-    size = tuple(masks.shape[-2:])
-    return F.interpolate(valid[:, None].float(), size, mode="nearest")[image, 0] > 0
+    """Where masks (prompts, ..., height, width) lie on a picture.
+
+    Args:
+        valid: (images, height, width) of pixels, true where there is a picture; None for all.
+        image: (prompts,): the image of each.
+        masks: Of the size that is wanted.
+    """
+    places = valid_places(valid, masks.shape[-2:])
+    return None if places is None else places[image]
