@@ -64,6 +64,7 @@ class Family(nn.Module):
         if tracker is not None:
             tracker.vision_encoder.backbone = detector.vision_encoder.backbone
         self.freezes_norms = False
+        self.name_or_path = ""  # where it came from, for records
 
     @classmethod
     def load(cls, folder: str | os.PathLike, **options: Any) -> "Family":
@@ -87,7 +88,9 @@ class Family(nn.Module):
             tracker = EfficientSam3TrackerVideoModel.from_pretrained(folder, **options)
         elif config.tracker_config is not None:
             tracker = EfficientSam3TrackerModel.from_pretrained(folder, **options)
-        return cls(EfficientSam3Model.from_pretrained(folder, **options), tracker)
+        family = cls(EfficientSam3Model.from_pretrained(folder, **options), tracker)
+        family.name_or_path = os.fspath(folder)
+        return family
 
     def save(self, folder: str | os.PathLike, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write the folder of the whole: configuration, weights, processor, card.
