@@ -152,8 +152,8 @@ class Family(nn.Module):
 
     def tracker_features(self, seen: Sam3VisionEncoderOutput) -> FrameFeatures:
         """What the heads of a tracker in video need of images."""
-        levels = self.tracker_levels(seen)
-        return self.tracker.project_levels(levels, seen.fpn_position_encoding)
+        tracker: Any = self.tracker
+        return tracker.project_levels(self.tracker_levels(seen), seen.fpn_position_encoding)
 
     # What is trained.
 

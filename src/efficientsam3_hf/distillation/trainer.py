@@ -341,9 +341,13 @@ class DistillationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The folder that `from_pretrained` reads; at the end of training, of averaged weights."""
-        folder = output_dir or self.args.output_dir
-        with nullcontext() if _internal_call else self.averaged():
-            super().save_model(folder, _internal_call=_internal_call)
+        is_checkpoint = _internal_call and output_dir is not None  # a push names no folder
+        with nullcontext() if is_checkpoint else self.averaged():
+            super().save_model(output_dir or self.args.output_dir, _internal_call=_internal_call)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The family's card, in place of `Trainer`'s form."""
+        write_model_card(self.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
