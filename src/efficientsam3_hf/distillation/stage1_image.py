@@ -72,7 +72,7 @@ class ImageDistillationTrainer(DistillationTrainer):
     def teacher_step(self, inputs: Mapping[str, Any]) -> Maps:
         """The teacher's maps."""
         pixels = inputs.get("teacher_pixel_values", inputs["pixel_values"])
-        return target_maps(self.teacher, pixels, self.targets)
+        return self.teacher(target_maps, pixels, self.targets)
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: Maps
