@@ -1,6 +1,6 @@
 """How well prompts are answered: as numbers, and as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..evaluation.mask_iou import centre_click, mask_iou
-from ..models.object_memory import FrameFeatures
 from ..visualize import colour_of, draw_instances
-from .family import Tracker
 from .pictures import to_picture
-from .prompted_heads import ask_objects
+from .prompted_heads import ObjectAnswers
 from .prompts import (
     FIRST_CORNER,
     LAST_CORNER,
@@ -24,11 +22,14 @@ from .prompts import (
     object_prompts,
 )
 
-Answerer = tuple[Tracker, FrameFeatures]  # a tracker, and what it needs of the images
+Answerer = Callable[[ObjectPrompts], ObjectAnswers]
 
 
 def score_answers(
-    answerers: Mapping[str, Answerer], labels: Sequence[Mapping[str, Any]], objects: Objects
+    answerers: Mapping[str, Answerer],
+    labels: Sequence[Mapping[str, Any]],
+    objects: Objects,
+    device: torch.device,
 ) -> list[dict[str, float]]:
     """For each object that has a mask, IoUs under its box and under a click in its middle.
 
@@ -39,6 +40,7 @@ def score_answers(
         answerers: "student" and "teacher".
         labels: Of the batch.
         objects: Of the batch.
+        device: Where prompts are answered.
     """
     truths = [truth_of(objects, number, labels) for number in range(len(objects.image))]
     rows = np.array([row for row, truth in enumerate(truths) if truth.any()], dtype=int)
@@ -51,7 +53,9 @@ def score_answers(
     }
     records: list[dict[str, float]] = [{} for _ in truths]
     for form, prompts in forms.items():
-        student, teacher = (masks_of(answerers[name], prompts) for name in ("student", "teacher"))
+        student, teacher = (
+            masks_of(answerers[name], prompts, device) for name in ("student", "teacher")
+        )
         for row, truth in enumerate(truths):
             own, theirs = at_size(student[row], truth.shape), at_size(teacher[row], truth.shape)
             records[row] |= {
@@ -74,17 +78,10 @@ def middle_of(mask: np.ndarray) -> tuple[float, float]:
     return (click.x + 0.5) / width, (click.y + 0.5) / height
 
 
-def masks_of(answerer: Answerer, prompts: ObjectPrompts) -> Tensor:
-    """Logits (prompts, height, width) of the best masks, on the CPU, as they are in use."""
-    if not len(prompts):
-        return torch.zeros(0, 1, 1)
-    tracker, features = answerer
-    prompts = prompts.to(features.coarse.device)
-    rows = torch.arange(len(prompts), device=prompts.image.device)
-    answers = [
-        ask_objects(tracker, features, prompts[some], in_use=True) for some in rows.split(32)
-    ]
-    return torch.cat([each.best().cpu() for each in answers])
+def masks_of(answer: Answerer, prompts: ObjectPrompts, device: torch.device) -> Tensor:
+    """Logits (prompts, height, width) of the best masks, on the CPU."""
+    asked = prompts.at_least_one().to(device)
+    return answer(asked).best()[: len(prompts)].cpu()
 
 
 def at_size(logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
@@ -94,13 +91,16 @@ def at_size(logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_answers(
-    answerers: Sequence[Answerer],
+    answerers: Mapping[str, Answerer],
     pixel_values: Tensor,
     objects: Objects,
     groups: Sequence[ObjectPrompts],
 ) -> dict[str, Image.Image]:
     """For each image of a batch, its prompts with the masks of each answerer, side by side."""
-    answers = [[masks_of(each, prompts) for prompts in groups] for each in answerers]
+    device = pixel_values.device
+    answers = [
+        [masks_of(answer, prompts, device) for prompts in groups] for answer in answerers.values()
+    ]
     groups = [prompts.to(torch.device("cpu")) for prompts in groups]
     pictures = {}
     for number in range(len(pixel_values)):
