@@ -16,14 +16,21 @@ from transformers.integrations import TensorBoardCallback
 from efficientsam3_hf import zoo
 from efficientsam3_hf.data.augmentations import Augmentations
 from efficientsam3_hf.data.collators import PictureCollator
+from efficientsam3_hf.data.files import write_image
+from efficientsam3_hf.data.loading import Samples, load
+from efficientsam3_hf.data.own_folder import OwnImages
 from efficientsam3_hf.data.synthetic import Scenes
+from efficientsam3_hf.distillation.cache_writer import CacheOptions, CacheWriter
+from efficientsam3_hf.distillation.cached_features import FEATURES, CachedTeacherFeatures, flips
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.pictures import DrawPictures
 from efficientsam3_hf.distillation.stage1_image import (
     ImageDistillationArguments,
     ImageDistillationTrainer,
+    check_cache,
     target_maps,
 )
+from efficientsam3_hf.distillation.teacher import Teacher
 from efficientsam3_hf.distillation.trainer import synchronize_norms
 
 
@@ -210,3 +217,37 @@ def test_channels_of_another_teacher_are_an_error(tmp_path, teacher):
 
     with pytest.raises(ValueError, match=r"'trunk' have 32 channels, the teacher's 48"):
         trainer.student_step(trainer.family, inputs, targets)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Samples:
+    """Pictures in a folder, as a cache needs them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        write_image(folder / f"{number}.png", Scenes(6, side=112)[number].image)
+    return load(OwnImages(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"), [("trunk", "trunk"), ("levels", "neck"), ("tracker_levels", "tracker_neck")]
+)
+def test_a_cache_says_what_the_teacher_says(tmp_path, teacher, pictures, kind, target):
+    frozen = Teacher(copy.deepcopy(teacher.detector), copy.deepcopy(teacher.tracker))
+    options = CacheOptions(kind=kind, codec="fp16", flips=True, num_workers=0)
+    processor = zoo.processor(teacher.configuration).image_processor
+    writer = CacheWriter(tmp_path / "cache", pictures, processor, frozen, options)
+    cache = writer.write()
+    own = PictureCollator(processor, [flips(1.0)])
+    trainer = make_trainer(tmp_path, teacher, tiny_student(), targets=[target])
+    trainer.cache = cache
+    samples = [pictures[index] for index in (4, 1)]
+
+    batch = CachedTeacherFeatures(cache, own)(samples)
+
+    stored, online = trainer.teacher_step(batch)[target], trainer.teacher_step(own(samples))[target]
+    assert FEATURES in batch
+    for kept, said in zip(stored, online, strict=True):
+        torch.testing.assert_close(kept, said, rtol=2**-10, atol=1e-5)  # float16
+    check_cache(cache, [target])
+    with pytest.raises(ValueError, match=rf"features of kind '{kind}', but the target"):
+        check_cache(cache, [target, "neck" if target == "trunk" else "trunk"])
