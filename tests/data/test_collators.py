@@ -40,6 +40,7 @@ def test_labels_stand_in_the_order_of_the_prompts(processor, sample):
     assert batch["pixel_values"].shape == (2, 3, 112, 112)
     assert len(batch["input_ids"]) == len(batch["labels"]) == 6
     assert batch["image_indices"].tolist() == [label["image"] for label in batch["labels"]]
+    assert {label["image_id"] for label in batch["labels"]} == {3}
     assert [label["phrase"] for label in batch["labels"][:3]] == ["a door", "a cat", "a dog"]
     assert [bool(label["is_exhaustive"]) for label in batch["labels"][:3]] == [True, True, False]
 
@@ -257,3 +258,14 @@ def test_a_phrase_that_is_cut_keeps_what_is_left_of_it(processor):
 
     assert sorted(batch["shuffled_ids"][0].tolist()) == sorted(batch["input_ids"][0].tolist())
     assert "shuffled_ids" not in PhraseCollator(processor, shuffle=False)([text])
+
+
+def test_a_teacher_of_another_size_gets_the_same_pictures(processor, sample):
+    other = EfficientSam3ImageProcessor(size={"height": 126, "width": 126})
+
+    batch = ImageCollator(processor, teacher_processor=other)([sample])
+    same = ImageCollator(processor, teacher_processor=processor.image_processor)([sample])
+
+    expected = other([sample.image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["teacher_pixel_values"], expected)
+    assert "teacher_pixel_values" not in same

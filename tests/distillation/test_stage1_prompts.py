@@ -1,6 +1,7 @@
 """Stage 1+: what is compared, what learns, and that nothing else does."""
 
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,17 @@ from distillation import prompt_worlds
 from distillation.prompt_worlds import make_trainer, prompt_student, scenes
 from distillation.worlds import tiny_teacher
 from safetensors.torch import load_file
+from tiny import stir, tiny_config, tiny_tracker, tiny_vision
 from torchvision.ops import generalized_box_iou
 
+from efficientsam3_hf import EfficientSam3Model
+from efficientsam3_hf.data.sa1b import write_sa1b
 from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.distillation.launch import prepare
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS, OBJECT_TERMS
 from efficientsam3_hf.distillation.prompted_heads import ask_objects, match_queries, scores_of
+from efficientsam3_hf.distillation.prompts import Objects, choose_objects
+from efficientsam3_hf.distillation.teacher import Teacher
 from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 EVERY_TERM = dict.fromkeys((*OBJECT_TERMS, *CONCEPT_TERMS), 1.0)
@@ -265,6 +273,71 @@ def test_a_teacher_in_half_precision_teaches(tmp_path, teacher, student):
     assert all(term.dtype == torch.float32 for term in terms.values())
 
 
+def test_cached_tokens_of_the_teacher_stand_for_its_look(tmp_path, teacher, student, monkeypatch):
+    trainer = make_trainer(tmp_path, student, teacher, targets=["trunk", "neck"])
+    student.eval()
+    inputs = batch_of(trainer)
+    expected = terms_of(trainer, inputs)
+    tokens = teacher.see(inputs["pixel_values"]).last_hidden_state
+
+    monkeypatch.setattr(trainer, "cached", lambda inputs: {"trunk": tokens})
+    monkeypatch.setattr(teacher, "see", None)
+
+    for name, term in terms_of(trainer, inputs).items():
+        torch.testing.assert_close(term, expected[name], msg=name)
+
+
+def test_the_students_own_reading_of_phrases_can_be_what_it_is_asked_with(
+    tmp_path, teacher, student
+):
+    with torch.no_grad():
+        student.detector.text_projection.bias.add_(1.0)
+    terms = {}
+    for text in ("teacher", "student"):
+        trainer = make_trainer(tmp_path, student, teacher, text=text)
+        student.eval()
+        terms[text] = terms_of(trainer, batch_of(trainer))
+
+    assert terms["teacher"]["concept_score"] != terms["student"]["concept_score"]
+    assert terms["teacher"]["mask_bce"] == terms["student"]["mask_bce"]
+
+
+def test_a_tracker_on_images_is_asked_as_it_is_asked_alone(teacher):
+    """With the features that `Family` gives it, and with its own forward."""
+    vision = tiny_vision()
+    tracker = tiny_tracker(vision)
+    family = Family(stir(EfficientSam3Model(tiny_config(vision))), tracker).eval()
+    pixels = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    objects = Objects(
+        ["a", "b"],
+        np.array([1, 0]),
+        np.zeros(2, int),
+        np.zeros(2, int),
+        np.array([[0.1, 0.2, 0.6, 0.7], [0.3, 0.3, 0.9, 0.8]]),
+        np.array([[0.4, 0.5], [0.5, 0.6]]),
+    )
+
+    with torch.no_grad():
+        features = family.tracker_features(family.see(pixels))
+        boxes, _ = choose_objects(objects, 9, 0, 0, box_share=1.0)
+        _, clicks = choose_objects(objects, 9, 0, 0, box_share=0.0)
+        for group in (boxes, clicks):
+            assert len(group) == 2
+            answers = ask_objects(tracker, features, group, in_use=True)
+            for row in range(len(group)):
+                points = group.points[row] * 112
+                is_box = len(points) == 2
+                prompt = {"input_boxes": points.view(1, 1, 4)} if is_box else {}
+                prompt |= {} if is_box else {"input_points": points[None, None]}
+                alone = tracker(
+                    pixels[group.image[row]][None], **prompt, multimask_output=not is_box
+                )
+                torch.testing.assert_close(
+                    answers.masks[row], alone.pred_masks[0, 0], rtol=1e-4, atol=1e-4
+                )
+                torch.testing.assert_close(answers.iou_scores[row], alone.iou_scores[0, 0])
+
+
 # What learns.
 
 
@@ -441,6 +514,42 @@ def test_a_student_without_tracker_needs_prompts_for_the_detector_alone(tmp_path
 
 
 # However it is run.
+
+
+@pytest.mark.parametrize("layout", ["anything", "phrases"])
+def test_it_is_a_stage_of_the_one_command(tmp_path, teacher, student, layout):
+    teacher.save(tmp_path / "teacher")
+    student.save(tmp_path / "student")
+    words = {
+        "stage": "stage1_prompts",
+        "student": str(tmp_path / "student"),
+        "teacher.name": str(tmp_path / "teacher"),
+        "data.root": str(tmp_path / "sa1b"),
+        "data.format": "sa1b" if layout == "anything" else "synthetic",
+        "data.length": 4,
+        "data.side": 112,
+        "data.eval_length": 2,
+        "training.output_dir": str(tmp_path / "out"),
+        "training.use_cpu": True,
+        "training.disable_tqdm": True,
+        "training.max_steps": 1,
+        "training.per_device_train_batch_size": 2,
+        "training.prompts_per_image": 2,
+    }
+    write_sa1b(scenes(4, "anything"), tmp_path / "sa1b")
+
+    run = prepare(
+        None, [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    )
+    run.train()
+
+    assert isinstance(run.trainer.teacher, Teacher)
+    labels = run.trainer.data_collator([run.trainer.train_dataset[0]])["labels"]
+    assert sum(len(label["boxes"]) for label in labels) <= 2
+    assert Family.load(tmp_path / "out").has_video
+    assert "stage 1+: prompts" in (tmp_path / "out" / "README.md").read_text()
+    metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert 0 <= metrics["eval_box_agreement"] <= 1
 
 
 def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path, teacher, untrained):
