@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
@@ -98,7 +99,8 @@ class CacheReport:
 
 def run(arguments: CacheArguments) -> CacheReport:
     """Plan, then write what is missing of the cache."""
-    state = PartialState(cpu=arguments.device == "cpu")
+    on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)
     needs_tracker = KINDS[arguments.kind][1].startswith("tracker")
     teacher = load_teacher(arguments.teacher, arguments.dtype, with_tracker=needs_tracker)
     teacher.to(arguments.device or state.device or "cpu")

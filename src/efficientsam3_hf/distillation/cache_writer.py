@@ -175,7 +175,8 @@ class CacheWriter:
             Path(folder), samples, teacher, options,
         )  # fmt: skip
         self.image_processor = getattr(processor, "image_processor", processor)
-        self.state = state or PartialState()
+        # accelerate joins ranks without an accelerator only if it is told that there is none.
+        self.state = state or PartialState(cpu=teacher.device.type == "cpu")
         self.seconds_per_batch = 0.0
         with self.alone():
             if self.state.is_main_process:
