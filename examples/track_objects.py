@@ -5,6 +5,7 @@
 
 FOLDER is a checkpoint with a tracker in it, as `from_pretrained` reads it, or a name on the Hub.
 Each --point and each --box is an object of its own, in pixels of the frame given by --frame.
+Frames are decoded, tracked and written one at a time; with --both the whole video is held.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,66 +63,88 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def track(frames: list[np.ndarray], options: argparse.Namespace) -> Iterator[TrackedFrame]:
-    """Masks of the objects, frame by frame."""
+def load(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and processor."""
     settings = {} if options.memory is None else {"memory": options.memory}
     model = EfficientSam3TrackerVideoModel.from_pretrained(options.model, **settings)
-    model = model.eval().to(options.device)
     processor = EfficientSam3TrackerVideoProcessor.from_pretrained(options.model)
-    session = processor.init_video_session(frames, inference_device=options.device)
+    return model.eval().to(options.device), processor
+
+
+def point_out(processor, session, frame_idx: int, options: argparse.Namespace) -> None:
+    """Say what to follow."""
     for number, point in enumerate(options.point or [], start=1):
         processor.add_inputs_to_inference_session(
-            session, options.frame, number, input_points=[[[point]]], input_labels=[[[1]]]
+            session, frame_idx, number, input_points=[[[point]]], input_labels=[[[1]]]
         )
     for number, box in enumerate(options.box or [], start=len(options.point or []) + 1):
-        processor.add_inputs_to_inference_session(
-            session, options.frame, number, input_boxes=[[box]]
-        )
-    outputs = (
-        model.propagate_both_ways_iterator(session)
-        if options.both
-        else model.propagate_in_video_iterator(session)
-    )
+        processor.add_inputs_to_inference_session(session, frame_idx, number, input_boxes=[[box]])
+
+
+def track_onward(options: argparse.Namespace) -> Iterator[tuple[TrackedFrame, np.ndarray]]:
+    """Objects and picture of each frame from the one that is pointed at, as they are decoded."""
+    model, processor = load(options)
+    session = processor.init_video_session(inference_device=options.device)
+    for frame in open_video(options.video, start=options.frame):
+        frame_idx = processor.add_frame(session, frame.pixels)
+        if frame_idx == 0:
+            point_out(processor, session, 0, options)
+        output = model(session, frame_idx=frame_idx)
+        yield seen_in(frame.index, processor, session, output), frame.pixels
+
+
+def track_both_ways(options: argparse.Namespace) -> Iterator[tuple[TrackedFrame, np.ndarray]]:
+    """Objects and picture of each frame in order; holds the whole video, to go back in it."""
+    model, processor = load(options)
+    frames = [frame.pixels for frame in open_video(options.video)]
+    session = processor.init_video_session(frames, inference_device=options.device)
+    point_out(processor, session, options.frame, options)
+    found = {
+        output.frame_idx: seen_in(output.frame_idx, processor, session, output)
+        for output in model.propagate_both_ways_iterator(session)
+    }
+    for index in sorted(found):
+        yield found[index], frames[index]
+
+
+def seen_in(index: int, processor, session, output) -> TrackedFrame:
+    """The objects that are seen in a frame."""
     size = [[session.video_height, session.video_width]]
-    for output in outputs:
-        masks = processor.post_process_masks([output.pred_masks], size)[0][:, 0].cpu()
-        seen = masks.flatten(1).any(dim=1)
-        object_ids = [i for i, is_seen in zip(output.object_ids, seen, strict=True) if is_seen]
-        yield TrackedFrame(
-            output.frame_idx,
-            object_ids,
-            ["" for _ in object_ids],
-            output.object_score_logits.flatten().cpu()[seen].sigmoid(),
-            masks_to_boxes(masks[seen]),
-            masks[seen],
-        )
+    masks = processor.post_process_masks([output.pred_masks], size)[0][:, 0].cpu()
+    seen = masks.flatten(1).any(dim=1)
+    object_ids = [i for i, is_seen in zip(output.object_ids, seen, strict=True) if is_seen]
+    return TrackedFrame(
+        index,
+        object_ids,
+        ["" for _ in object_ids],
+        output.object_score_logits.flatten().cpu()[seen].sigmoid(),
+        masks_to_boxes(masks[seen]),
+        masks[seen],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    results = track_both_ways(options) if options.both else track_onward(options)
+    count = count_seen = 0
     try:
-        video = open_video(options.video)
-        frames = [frame.pixels for frame in video]
-        found = {
-            result.frame_index: result
-            for result in tqdm(track(frames, options), desc="tracking", unit="frame")
-        }
         with ExitStack() as stack:
-            for writer in open_writers(
+            writers = open_writers(
                 stack,
                 Path(options.video).stem,
-                video.fps or 24.0,
+                open_video(options.video).fps or 24.0,
                 options.output,
                 options.rle,
                 options.davis,
-            ):
-                for index in sorted(found):
-                    writer.write(found[index], frames[index])
+            )
+            for result, pixels in tqdm(results, desc="tracking", unit="frame"):
+                for writer in writers:
+                    writer.write(result, pixels)
+                count, count_seen = count + 1, count_seen + bool(result.object_ids)
     except (OSError, ValueError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
-    seen = [index for index, result in found.items() if result.object_ids]
-    print(f"{len(found)} frames, objects seen in {len(seen)}")
+    print(f"{count} frames, objects seen in {count_seen}")
     for path in (options.output, options.rle, options.davis):
         if path:
             print(f"written: {path}")

@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".pt", ".pth", ".bin")
+LARGE = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".parquet", ".mp4")
 CHUNK = 1 << 16
 
 
@@ -572,7 +572,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(content[start : end + 1], 206, headers)
 
 
-_API = r"/api/models/(?P<repo>[^/]+/[^/]+)"
+_API = r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)"
 ROUTES = [
     (r"GET /api/whoami-v2", "whoami"),
     (r"POST /api/repos/create", "create_repo"),
@@ -590,5 +590,8 @@ ROUTES = [
     (r"POST /(?P<repo>[^/]+/[^/]+)\.git/info/lfs/verify", "verify"),
     (r"PUT /bucket/(?P<oid>[0-9a-f]{64})", "put_object"),
     (r"GET|HEAD /bucket/(?P<oid>[0-9a-f]{64})", "get_object"),
-    (r"GET|HEAD /(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve_file"),
+    (
+        r"GET|HEAD /(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+        "resolve_file",
+    ),
 ]

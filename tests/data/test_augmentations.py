@@ -160,12 +160,15 @@ def test_worker_processes_see_the_epoch(marked):
 def test_about_half_are_flipped_but_none_that_speak_of_sides(marked):
     augment = Augmentations()
     samples = [replace(marked, source_id=number) for number in range(200)]
-    flips = [augment.choose(sample).flip for sample in samples]
-    for sample in samples:
-        sample.queries = [Query("left shoe", [])]
 
-    assert 75 < sum(flips) < 125
-    assert not any(augment.choose(sample).flip for sample in samples)
+    def flips(phrase: str) -> int:
+        asked = [replace(sample, queries=[Query(phrase, [])]) for sample in samples]
+        return sum(augment.choose(sample).flip for sample in asked)
+
+    for phrase in ("a shoe", "bright red", "an upright piano", "cleft chin"):
+        assert 75 < flips(phrase) < 125
+    for phrase in ("left shoe", "girl on left, in red", "Rightmost dog", "counterclockwise arrow"):
+        assert flips(phrase) == 0
 
 
 def test_colours_change_and_stay_in_range(marked):

@@ -66,11 +66,12 @@ def test_all_are_listed_at_the_end_and_the_file_goes(package_log, caplog):
     assert not path.exists()
 
 
-def test_a_list_that_was_asked_for_stays(tmp_path):
+def test_a_list_that_was_asked_for_is_logged_and_stays(tmp_path, package_log, caplog):
     path = tmp_path / "lists" / "broken.jsonl"
     list(load(Every(), broken_list=path))
     gc.collect()
 
+    assert caplog.records[-1].message.startswith("Skipped records, since they cannot be used (4):")
     assert len(path.read_text().splitlines()) == 4
 
 

@@ -166,12 +166,35 @@ def test_lvis_says_what_is_absent_and_what_is_not_exhaustive(tmp_path):
     assert sample.file_name == "000000000139.jpg"
 
 
+def test_some_of_lvis_s_negatives_are_not_always_the_first(tmp_path):
+    images = [
+        {"id": number, "height": 4, "width": 5, "neg_category_ids": [2, 3, 5, 7, 18]}
+        | {"coco_url": "http://x/val2017/000000000139.jpg", "not_exhaustive_category_ids": []}
+        for number in range(40)
+    ]
+    categories = [{"id": number, "name": f"category {number}"} for number in (2, 3, 5, 7, 18)]
+    write_by_hand(tmp_path, [], images, categories)
+    (tmp_path / "annotations" / "instances_val2017.json").rename(
+        tmp_path / "annotations" / "lvis_v1_val.json"
+    )
+
+    samples = list(load(LvisImages(str(tmp_path), negatives=2, pixels=False), on_error="raise"))
+
+    asked = [query.source_id for sample in samples for query in sample.queries]
+    assert len(asked) == 80
+    assert set(asked) == {2, 3, 5, 7, 18}
+
+
 def test_roboflow_s_heading_is_not_asked_for(tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
     image = {"id": 0, "file_name": "a.jpg", "height": 4, "width": 5}
     annotation = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2]}
-    categories = [{"id": 0, "name": "pets"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    categories = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": "pets"},
+        {"id": 2, "name": "dog", "supercategory": "pets"},
+    ]
     content = {"images": [image], "annotations": [annotation], "categories": categories}
     (folder / "_annotations.coco.json").write_text(json.dumps(content))
     Image.new("RGB", (5, 4)).save(folder / "a.jpg")
@@ -179,6 +202,26 @@ def test_roboflow_s_heading_is_not_asked_for(tmp_path):
     (sample,) = load(RoboflowImages(str(tmp_path), negatives="all"), on_error="raise")
 
     assert [query.phrase for query in sample.queries] == ["cat", "dog"]
+
+
+def test_a_category_of_number_zero_that_this_split_lacks_is_asked_for(tmp_path):
+    image = {"id": 0, "file_name": "a.jpg", "height": 4, "width": 5}
+    annotation = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2]}
+    categories = [
+        {"id": 0, "name": "cat", "supercategory": "animal"},
+        {"id": 1, "name": "dog", "supercategory": "animal"},
+    ]
+    content = {"images": [image], "annotations": [annotation], "categories": categories}
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "_annotations.coco.json").write_text(json.dumps(content))
+
+    reader = RoboflowImages(str(tmp_path), "valid", negatives="all", pixels=False)
+    (sample,) = load(reader, on_error="raise")
+
+    assert [(query.phrase, query.is_negative) for query in sample.queries] == [
+        ("dog", False),
+        ("cat", True),
+    ]
 
 
 def break_picture(folder):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_tracker_video
 
 from efficientsam3_hf import EfficientSam3ImageProcessor
 from efficientsam3_hf.data.augmentations import Augmentations, Change
@@ -65,7 +66,7 @@ def test_a_pixel_of_a_smaller_mask_is_inside_if_half_of_it_is():
     mask[:, 2] = True  # half of the second
     mask[:, 4:6] = True
 
-    (row,) = stack_masks([mask], (2, 8), (1, 4))[0]
+    (row,) = stack_masks([to_rle(mask, (2, 8))], (2, 8), (1, 4))[0]
 
     assert row.tolist() == [False, True, True, False]
 
@@ -114,6 +115,40 @@ def test_clips_give_frames_and_masks_of_each_object(processor):
     assert label["object_ids"] == [masklet.source_id for masklet in masklets]
     assert not label["masks"][~label["is_visible"]].any()
     assert label["boxes"][label["is_visible"]].gt(0).all()
+
+
+def test_a_batch_goes_into_the_model(processor, model):
+    scenes = Scenes(3, side=64)
+    batch = ImageCollator(processor)([scenes[0], scenes[1]])
+    labels = batch.pop("labels")
+
+    outputs = model(**batch)
+
+    assert len(outputs.pred_masks) == len(outputs.presence_logits) == len(labels) == 8
+
+
+def test_images_without_queries_stay_for_their_features(processor):
+    with_queries, without = Scenes(2, side=64)[0], Scenes(2, side=64)[1]
+    without.queries = []
+
+    batch = ImageCollator(processor)([without, with_queries])
+
+    assert len(batch["pixel_values"]) == 2
+    assert batch["image_indices"].tolist() == [1] * 4
+    assert [label["image"] for label in batch["labels"]] == [1] * 4
+    assert "input_ids" not in ImageCollator(processor)([without])
+
+
+def test_clips_go_into_the_tracker(processor):
+    clips = Clips(2, side=64, num_frames=3, least=3, most=3)
+    batch = ClipCollator(processor.image_processor, mask_size=(28, 28))([clips[0], clips[1]])
+    masks = torch.stack([label["masks"] for label in batch["labels"]]).float()
+
+    outputs = tiny_tracker_video("perceiver").forward_clip(
+        batch["pixel_values"], input_masks=masks[:, :, 0], memory_masks=masks.transpose(1, 2)
+    )
+
+    assert outputs.pred_masks.shape == (2, 3, 3, 32, 32)
 
 
 def test_clips_of_different_lengths_do_not_mix(processor):

@@ -1,9 +1,11 @@
 """Order, subsets, shares and resumption of records."""
 
+import json
 import sys
+from itertools import islice
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from efficientsam3_hf.data.loading import Choice, Reader, load
 from efficientsam3_hf.data.sa1b import Sa1b, write_sa1b
@@ -108,6 +110,76 @@ def test_ranks_and_workers_share_the_samples_out(tars, kind: int, world_size: in
         stream = streams(tars)[kind].shuffle(seed=1).split(rank, world_size)
         loader = DataLoader(stream, batch_size=None, num_workers=workers)
         seen += names(loader)
+
+    assert sorted(seen) == sorted(EVERY)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_part_of_a_stream_leaves_the_whole_as_it_is(tars, kind: int):
+    whole = streams(tars)[kind]
+
+    parts = [whole.split(rank, 2) for rank in range(2)]
+    shuffled = whole.shuffle(seed=1, buffer_size=3)
+    shuffled.set_epoch(4)
+
+    assert sorted(names(parts[0]) + names(parts[1])) == sorted(EVERY)
+    assert names(whole) == EVERY != names(shuffled)
+    assert int(whole.epoch) == 0
+
+
+class Marked(IterableDataset):
+    """Samples of a stream with the worker that read each, and the state of its stream there.
+
+    As torchdata's `StatefulDataLoader` does, the state is taken in the worker, after each sample.
+    """
+
+    def __init__(self, stream, states=None):
+        self.stream, self.states = stream, states or {}
+
+    def __iter__(self):
+        worker = get_worker_info().id
+        if worker in self.states:
+            self.stream.load_state_dict(self.states[worker])
+        for sample in self.stream:
+            yield sample.source_id, worker, self.stream.state_dict()
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("done", [1, 4, 9])
+def test_two_ranks_with_two_workers_go_on_in_mid_epoch(tars, kind: int, done: int):
+    seen = []
+    for rank in range(2):
+        stream = streams(tars)[kind].shuffle(seed=1, buffer_size=3).split(rank, 2)
+        stream.set_epoch(2)
+        states = {}
+        for name, worker, state in islice(loader_of(Marked(stream)), done):
+            seen.append(name)
+            states[worker] = json.loads(json.dumps(state))  # as a checkpoint keeps it
+
+        resumed = streams(tars)[kind].shuffle(seed=1, buffer_size=3).split(rank, 2)
+        resumed.set_epoch(2)
+        seen += [name for name, _, _ in loader_of(Marked(resumed, states))]
+
+    assert sorted(seen) == sorted(EVERY)
+
+
+def loader_of(dataset):
+    return DataLoader(dataset, batch_size=None, num_workers=2)
+
+
+@pytest.mark.parametrize("world_size", [4, 5])
+def test_a_number_of_tars_that_ranks_do_not_divide_is_shared_out_and_resumed(tars, world_size: int):
+    seen = []
+    for rank in range(world_size):
+        stream = load(Sa1b(tars), streaming=True).shuffle(seed=1, buffer_size=3)
+        part = stream.split(rank, world_size)
+        whole = names(part)
+        iterator = iter(part)
+        first = [next(iterator).source_id]
+        resumed = stream.split(rank, world_size)
+        resumed.load_state_dict(part.state_dict())
+        assert first + names(resumed) == whole
+        seen += whole
 
     assert sorted(seen) == sorted(EVERY)
 

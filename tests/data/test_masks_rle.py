@@ -4,10 +4,16 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as mask_api
+from random_masks import random_mask
 
 from efficientsam3_hf.data.masks_rle import (
     decode_rle,
+    decode_window,
+    encode_window,
     point_inside,
+    resize_window,
     rle_area,
     rle_box,
     runs_of,
@@ -51,6 +57,48 @@ def test_runs_are_those_that_were_compressed(seed: int):
     values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     np.testing.assert_array_equal(values.reshape(width, height).T, mask)
     np.testing.assert_array_equal(decode_rle(rle), mask)
+
+
+def test_a_window_is_the_mask_within_its_box_and_goes_back():
+    generator = np.random.default_rng(0)
+    for _ in range(400):
+        size = tuple(int(side) for side in generator.integers(1, 12, 2))
+        mask = random_mask(generator, size)
+        rle = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+        part, (top, left) = decode_window({"size": list(size), "counts": rle["counts"].decode()})
+
+        rows, columns = part.shape
+        assert rows == mask.any(1).nonzero()[0].max(initial=-1) - top + 1
+        assert columns == mask.any(0).nonzero()[0].max(initial=-1) - left + 1
+        np.testing.assert_array_equal(part, mask[top : top + rows, left : left + columns])
+        assert part.sum() == mask.sum()
+        again = encode_window(part, (top, left), size)
+        assert again == {"size": list(size), "counts": rle["counts"].decode()}
+        # A larger window says the same.
+        assert encode_window(mask, (0, 0), size) == again
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BOX, Image.Resampling.BILINEAR])
+def test_a_window_is_resized_as_the_whole_mask_is(resample):
+    generator = np.random.default_rng(1)
+    for _ in range(300):
+        # Odd, since then no new pixel begins or ends in the middle of an old one, where the
+        # single precision of Pillow's places decides what belongs to it.
+        size, new_size = (2 * generator.integers(0, 30, (2, 2)) + 1).tolist()
+        mask = random_mask(generator, size)
+        if not mask.any():
+            continue
+        whole = Image.fromarray(mask.astype(np.uint8) * 255).resize(new_size[::-1], resample)
+        grey = np.asarray(whole).astype(int)
+
+        window = decode_window(to_rle(mask, tuple(size)))
+        part, (top, left) = resize_window(*window, size, new_size, resample)
+
+        resized = np.zeros(new_size, dtype=bool)
+        resized[top : top + part.shape[0], left : left + part.shape[1]] = part
+        np.testing.assert_array_equal(resized[grey > 127], True)
+        np.testing.assert_array_equal(resized[grey < 126], False)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,19 @@ def test_photographs_are_turned_as_the_camera_was_held(tmp_path):
     assert (upright.size, stored.size) == ((8, 6), (6, 8))
 
 
+def test_a_photograph_on_its_side_is_not_decoded_too_small(tmp_path):
+    picture = Image.new("RGB", (400, 300))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # upright it is 300 wide and 400 high
+    picture.save(tmp_path / "held.jpg", exif=exif)
+
+    (half,) = load(OwnImages(str(tmp_path), least_size=(200, 100)))
+    (whole,) = load(OwnImages(str(tmp_path), least_size=(100, 200)))
+
+    assert (half.size, half.image.shape) == ((400, 300), (200, 150, 3))
+    assert whole.image.shape == (400, 300, 3)  # half of it would be 150 wide
+
+
 def test_a_broken_picture_is_listed_and_an_empty_folder_is_an_error(folder, tmp_path_factory):
     (folder / "2.PNG").write_bytes(b"no picture")
 
@@ -81,6 +94,6 @@ def test_videos_are_files_and_folders_of_pictures(tmp_path):
 
     assert asked(whole) == {"holiday": ["a dog"], "train_000000.mp4": ["a dog"]}
     assert [sum(1 for _ in sample.video) for sample in whole] == [11, 9]
-    assert [sample.num_frames for sample in cuts] == [11, 9]
+    assert [sample.num_frames for sample in whole + cuts] == [11, 9, 11, 9]
     start = cuts[0].frame_indices[0]
     assert [int(f.mean()) for f in cuts[0].frames] == [20 * (start + step) for step in (0, 2, 4)]

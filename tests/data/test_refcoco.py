@@ -57,6 +57,20 @@ def test_splits_are_told_apart_by_the_names_of_shards(folder):
         load(RefCoco(folder, "test"))
 
 
+def test_a_picture_is_decoded_once_or_not_at_all(folder, monkeypatch):
+    from efficientsam3_hf.data import refcoco
+
+    decoded = []
+    read_image = refcoco.read_image
+    monkeypatch.setattr(refcoco, "read_image", lambda *a: decoded.append(a) or read_image(*a))
+
+    samples = load(RefCoco(folder, least_size=(2, 2)), on_error="raise")
+    assert samples[0].size == (4, 5)
+    assert len(decoded) == 1
+    assert load(RefCoco(folder, pixels=False), on_error="raise")[0].size == (4, 5)
+    assert len(decoded) == 1
+
+
 def test_a_broken_row_is_skipped_and_listed(tmp_path):
     rows = [row(number) for number in range(3)]
     rows[0]["image"]["bytes"] = rows[0]["image"]["bytes"][:30]

@@ -133,18 +133,18 @@ def test_documented_json_of_veval_is_read(tmp_path):
             {
                 "id": 7,
                 "video_name": "sav_1",
-                "file_names": ["sav_1/00000.jpg", "sav_1/00001.jpg"],
+                "file_names": ["sav_1/00000.jpg", "sav_1/00001.jpg", "sav_1/00002.jpg"],
                 "height": 4,
                 "width": 5,
-                "length": 2,
+                "length": 3,
             }
         ],
         "annotations": [
             {
                 "id": 70,
-                "segmentations": [None, rle],
-                "bboxes": [None, [1, 1, 3, 2]],
-                "areas": [None, 6],
+                "segmentations": [None, rle, {"size": [4, 5], "counts": [20]}],
+                "bboxes": [None, [1, 1, 3, 2], [0, 0, 0, 0]],
+                "areas": [None, 6, 0],
                 "iscrowd": 0,
                 "video_id": 7,
                 "height": 4,
@@ -166,7 +166,7 @@ def test_documented_json_of_veval_is_read(tmp_path):
 
     door, cat = sample.queries
     assert (door.phrase, door.source_id, door.details) == ("a door", 1, {"category_id": 3})
-    assert list(door.masklets[0].rles) == [1]
+    assert list(door.masklets[0].rles) == [1]  # where it is seen
     assert cat.is_negative
     content["video_np_pairs"][0]["num_masklets"] = 2
     path.write_text(json.dumps(content))

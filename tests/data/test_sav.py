@@ -1,11 +1,15 @@
 """SA-V: videos with JSON, and folders of pictures."""
 
+import io
 import json
+import tarfile
 from fractions import Fraction
 
 import av
+import fsspec
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from efficientsam3_hf.data.clips import Cut
 from efficientsam3_hf.data.loading import load
@@ -35,12 +39,28 @@ def folders(tmp_path_factory, clips) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory, clips) -> str:
+    folder = tmp_path_factory.mktemp("sav_tars")
+    write_sav_videos(clips, folder, per_tar=2)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def far_tars(tars) -> str:
+    fsspec.filesystem("memory").put(tars + "/", "/sav_tars/", recursive=True)
+    return "memory://sav_tars"
+
+
 def difference(frames, expected) -> float:
     return np.abs(np.stack(frames).astype(int) - np.stack(expected)).mean()
 
 
-def test_videos_that_are_written_are_read(videos, clips):
-    read = list(load(SavVideos(videos), on_error="raise"))
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("where", ["videos", "tars", "far_tars"])
+def test_videos_that_are_written_are_read(request, clips, where: str, streaming: bool):
+    folder = request.getfixturevalue(where)
+    read = list(load(SavVideos(folder), streaming=streaming, on_error="raise"))
 
     for found, clip in zip(read, clips, strict=True):
         assert found.source_id == clip.source_id
@@ -64,9 +84,9 @@ def test_folders_that_are_written_are_read(folders, clips):
         assert difference([frame.pixels for frame in found.video], clip.frames) < 8
 
 
-@pytest.mark.parametrize("kind", ["videos", "folders"])
+@pytest.mark.parametrize("kind", ["videos", "tars", "folders"])
 def test_masks_of_a_cut_lie_on_what_they_are_of(request, clips, kind: str):
-    reader = SavVideos if kind == "videos" else SavFolders
+    reader = SavFolders if kind == "folders" else SavVideos
     samples = load(
         reader(request.getfixturevalue(kind), cut=Cut(6, place="random")), on_error="raise"
     )
@@ -157,6 +177,67 @@ def test_automatic_masklets_have_numbers_of_their_own(tmp_path):
         SavVideos(str(tmp_path), "all")
 
 
+def test_a_video_in_a_tar_can_be_gone_through_more_than_once_at_a_time(tars, clips):
+    video = load(SavVideos(tars), on_error="raise")[0].video
+
+    for first, second in zip(video, video, strict=True):
+        np.testing.assert_array_equal(first.pixels, second.pixels)
+    assert "train_000000" in str(video)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_a_tar_lacks_is_left_out_or_listed(tmp_path, far: bool):
+    rows = [[run_lengths(3)], [run_lengths(4)], [run_lengths(5)]]
+    write_by_hand(tmp_path / "files", rows)
+    text = (tmp_path / "files" / "sav_000001_manual.json").read_bytes()
+    video = (tmp_path / "files" / "sav_000001.mp4").read_bytes()
+    whole = {"sav_000001.mp4": video, "sav_000001_manual.json": text}
+    members = {
+        **whole,
+        "sav_000001_auto.json": text,
+        **{name.replace("01", "02"): data for name, data in whole.items()},
+        "sav_000003.mp4": video,  # which nobody annotated
+        "sav_000004_manual.json": text,
+        "README.md": b"text",
+    }
+    with tarfile.open(tmp_path / "sav_000.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(f"sav_train/sav_000/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    folder = str(tmp_path)
+    if far:
+        filesystem = fsspec.filesystem("memory")
+        filesystem.pipe("/sav_lacking/sav_000.tar", (tmp_path / "sav_000.tar").read_bytes())
+        folder = "memory://sav_lacking"
+
+    numbers = {}
+    for masklets in ("manual", "auto", "both"):
+        samples = load(SavVideos(folder, masklets), streaming=True)
+        found = [[masklet.source_id for masklet in sample.masklets] for sample in samples]
+        numbers[masklets] = found, list(samples.broken.listed())
+
+    assert numbers == {
+        "manual": ([[0], [0]], ["sav_000004"]),
+        "auto": ([["a0"]], []),
+        "both": ([[0, "a0"], [0]], ["sav_000004"]),
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_and_workers_share_the_videos_of_tars_out(tmp_path, workers: int):
+    dataset = Clips(7, side=32, num_frames=4, annotate_every=4)
+    write_sav_videos((dataset[index] for index in range(7)), tmp_path, per_tar=2)
+
+    seen = []
+    for rank in range(2):
+        stream = load(SavVideos(str(tmp_path), cut=Cut(2)), streaming=True, on_error="raise")
+        part = stream.shuffle(seed=1, buffer_size=2).split(rank, 2)
+        seen += [s.source_id for s in DataLoader(part, batch_size=None, num_workers=workers)]
+
+    assert sorted(seen) == [f"train_{index:06d}" for index in range(7)]
+
+
 def cut_video_short(folder):
     path = folder / "sav_000001.mp4"
     path.write_bytes(path.read_bytes()[:400])
@@ -183,7 +264,7 @@ def claim_another_size(folder):
     ("damage", "reason"),
     [
         (cut_video_short, "cannot be read as a video"),
-        (lose_video, "InvalidDataError|No such file"),
+        (lose_video, "There is no sav_000001.mp4"),
         (add_annotations, "4 annotations at every 4th frame do not fit 9 frames"),
         (break_mask, "cover 15 of 5120"),
         (claim_another_size, "do not fit|pixels"),

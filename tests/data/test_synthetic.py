@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 
 from efficientsam3_hf.data.masks_rle import decode_rle, rle_box
-from efficientsam3_hf.data.synthetic import CATEGORIES, Clips, Scenes, vocabulary
-from efficientsam3_hf.data.synthetic_phrases import FORMS, WORDS
+from efficientsam3_hf.data.synthetic import CATEGORIES, Clips, Scenes
 from efficientsam3_hf.data.synthetic_shapes import COLOURS, SHAPES, silhouette
+from efficientsam3_hf.data.synthetic_world import FORMS, SYNONYMS, World
+
+SMALL = World(
+    shapes=("circle", "square", "star"),
+    colours=("red", "green", "blue"),
+    patterns=("plain",),
+    sizes={"medium": (0.1, 0.2)},
+    forms=(("shape",), ("colour",), ("colour", "shape")),
+    synonyms=0.0,
+    least_visible=0.8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +103,34 @@ def test_masks_have_the_area_of_their_shape():
 
 
 def drawn_things(seed: int):
-    from efficientsam3_hf.data.synthetic import new_thing
-
     generator = np.random.default_rng(seed)
     while True:
-        yield new_thing(generator)
+        yield World().new_thing(generator)
 
 
-def test_negatives_are_as_many_as_positives_and_have_the_same_forms(scenes):
+COMMON = {name: words[0] for words in SYNONYMS.values() for name in words}
+
+
+def said(phrase: str) -> tuple[str, ...]:
+    """Which attributes a phrase names, in their order."""
+    for name, word in COMMON.items():
+        phrase = f" {phrase} ".replace(f" {name} ", f" {word} ").strip()
+    kinds = World().words
+    found = [next((kind for kind in kinds if word in kinds[kind]), "") for word in phrase.split()]
+    return tuple(kind for kind in found if kind)
+
+
+@pytest.mark.parametrize("world", [World(), SMALL], ids=["default", "small"])
+def test_the_form_of_a_phrase_tells_nothing_of_whether_it_is_there(world: World):
+    dataset = Scenes(150, side=64, world=world)
     forms = {True: Counter(), False: Counter()}
-    for sample in scenes:
-        for query in sample.queries:
-            forms[query.is_negative][len(query.phrase.split()), "object" in query.phrase] += 1
+    for index in range(len(dataset)):
+        for query in dataset[index].queries:
+            forms[query.is_negative][said(query.phrase)] += 1
 
-    positive, negative = (sum(forms[key].values()) for key in (False, True))
-    assert abs(positive - negative) < 0.05 * negative
-    for form, count in forms[True].items():
-        share = count / negative
-        assert forms[False][form] / positive == pytest.approx(share, abs=0.08)
+    assert forms[True] == forms[False]
+    assert set(forms[True]) == set(world.forms)
+    assert forms[True].total() > 280
 
 
 def test_most_negatives_differ_from_a_thing_in_one_word(scenes):
@@ -126,7 +146,7 @@ def test_most_negatives_differ_from_a_thing_in_one_word(scenes):
 
 
 def test_phrases_often_name_several_and_are_made_of_the_vocabulary(scenes):
-    words = set(vocabulary())
+    words = set(World().vocabulary())
     counts = [
         len(query.instances)
         for sample in scenes
@@ -136,7 +156,65 @@ def test_phrases_often_name_several_and_are_made_of_the_vocabulary(scenes):
 
     assert np.mean(counts) > 1.4
     assert all(set(query.phrase.split()) <= words for each in scenes for query in each.queries)
-    assert {name for form in FORMS for name in form} == set(WORDS)
+    assert {name for form in FORMS for name in form} == set(World().words)
+
+
+def test_a_small_world_has_what_it_was_told_and_nothing_else():
+    dataset = Scenes(80, side=144, world=SMALL, least=2, most=5, positives=3, negatives=1)
+    counts = []
+    for sample in (dataset[index] for index in range(len(dataset))):
+        counts.append([query.is_negative for query in sample.queries])
+        for query in sample.queries:
+            assert set(query.phrase.split()) <= set(SMALL.vocabulary())
+            for x1, y1, x2, y2 in (instance.box_xyxy for instance in query.instances):
+                assert max(x2 - x1, y2 - y1) < 2 * 0.2 * 144 * 1.2
+                assert min(x2 - x1, y2 - y1) > 0.1 * 144 * 0.5
+
+    assert Counter(map(tuple, counts)).most_common(1)[0][0] == (False, False, False, True)
+    assert SMALL.vocabulary() == ["blue", "circle", "green", "object", "red", "square", "star"]
+    everything = Scenes(80, side=144, world=SMALL, least=2, most=5, ask="anything")
+    numbers = {len(everything[index].queries[0].instances) for index in range(80)}
+    assert numbers == {2, 3, 4, 5}
+
+
+def test_what_can_be_seen_of_a_thing_is_at_least_what_was_told():
+    for least in (0.3, 0.95):
+        world = World(least_visible=least, shapes=("circle",), sizes={"large": (0.2, 0.2)})
+        dataset = Scenes(60, side=100, most=12, world=world, ask="anything")
+        whole = np.pi * (0.95 * 20) ** 2
+        areas = [
+            instance.mask.sum() / whole
+            for index in range(60)
+            for instance in dataset[index].queries[0].instances
+        ]
+        assert least - 0.03 < min(areas) < least + 0.15
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"shapes": ("cube",)}, "shapes are some of"),
+        ({"colours": ()}, "colours are some of"),
+        ({"sizes": {"tiny": (0.1, 0.2)}}, "sizes are some of"),
+        ({"sizes": {"small": (0.2, 0.1)}}, "not in"),
+        ({"forms": (("size", "shape"),), "sizes": {"medium": (0.1, 0.2)}}, "no form of phrases"),
+        ({"forms": (("place",),)}, "no form of phrases"),
+        ({"hard": 2}, "in \\[0, 1\\]"),
+    ],
+)
+def test_a_world_that_cannot_be_is_an_error(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        World(**wrong)
+
+
+def test_clips_keep_to_their_world():
+    dataset = Clips(40, side=64, num_frames=8, world=SMALL, ask="phrases")
+    words, kinds = set(SMALL.vocabulary()), Counter()
+    for sample in (dataset[index] for index in range(40)):
+        assert all(set(query.phrase.split()) <= words for query in sample.queries)
+        kinds.update(masklet.details["motion"] for masklet in sample.masklets)
+
+    assert {"drift", "cross", "leave"} <= set(kinds)
 
 
 def test_detection_asks_for_each_shape_in_each_image():
@@ -200,5 +278,5 @@ def test_a_wrong_choice_is_an_error(wrong: dict):
         Scenes(3, **wrong)
     with pytest.raises(IndexError, match="no sample 3 among 3"):
         Scenes(3)[3]
-    with pytest.raises(ValueError, match="from 2 to 255, not 1"):
-        Clips(3, most=1)
+    with pytest.raises(ValueError, match="ascend from 2 to 255; 1 and 4"):
+        Clips(3, least=1, most=4)

@@ -4,6 +4,7 @@ import pytest
 
 from efficientsam3_hf.data.loading import load
 from efficientsam3_hf.data.synthetic import Clips, Scenes
+from efficientsam3_hf.data.synthetic_world import World
 from efficientsam3_hf.data.synthetic_writer import (
     IMAGE_FORMS,
     QUESTIONS,
@@ -38,6 +39,18 @@ def test_clips_are_written_in_each_form(tmp_path, form: str):
         found = [each.rles for each in sample.masklets if each.rles]
         assert found == [each.rles for each in clip.masklets if each.rles]
         assert sum(1 for _ in sample.video) == 5
+
+
+def test_a_world_of_one_s_own_is_written(tmp_path):
+    world = World(
+        shapes=("ring",), colours=("red", "blue"), forms=(("colour",), ("colour", "shape"))
+    )
+
+    reader = write_synthetic(tmp_path, "saco", count=3, side=48, world=world, most=3)
+
+    phrases = {query.phrase for sample in load(reader) for query in sample.queries}
+    assert phrases
+    assert {word for phrase in phrases for word in phrase.split()} <= set(world.vocabulary())
 
 
 def masks(sample) -> set:

@@ -76,6 +76,82 @@ def test_lines_are_whole_at_any_time(tmp_path):
     writer.close()  # twice does no harm
 
 
+LONG = [
+    frame(index, *[(i, 0.5, (i, index, 20, 25)) for i in range(index % 3)]) for index in range(9)
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("torn", [0, 5, 40])
+@pytest.mark.parametrize("again", [0, 3])
+@pytest.mark.parametrize("name", ["tracks.json", "tracks.jsonl"])
+def test_what_a_killed_process_wrote_is_gone_on_with(
+    name: str, again: int, torn: int, order: int, tmp_path
+):
+    results = LONG[::order]
+    with RleWriter(tmp_path / f"whole.{name}") as writer:
+        for result in results:
+            writer.write(result)
+    killed = RleWriter(tmp_path / name)
+    for result in results[:6]:
+        killed.write(result)
+    killed.file.close()  # without the end of a list
+    if torn:  # in the middle of a record
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[:-torn])
+        again = 3
+
+    with RleWriter(tmp_path / name, append=True) as writer:
+        for result in results[6 - again :]:  # the session was saved some frames before
+            writer.write(result)
+
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tracks.json", "tracks.jsonl"])
+def test_a_file_that_was_finished_or_is_new_is_gone_on_with_too(name: str, tmp_path):
+    for results in (LONG[:4], LONG[4:]):
+        with RleWriter(tmp_path / name, append=True) as writer:
+            for result in results:
+                writer.write(result)
+    with RleWriter(tmp_path / f"whole.{name}") as writer:
+        for result in LONG:
+            writer.write(result)
+
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+
+
+def test_what_is_no_file_of_tracks_is_not_appended_to(tmp_path):
+    (tmp_path / "notes.jsonl").write_text("mine\n")
+
+    with pytest.raises(ValueError, match="holds a line that is no track"):
+        RleWriter(tmp_path / "notes.jsonl", append=True)
+    assert (tmp_path / "notes.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_objects_keep_their_numbers_when_pngs_are_gone_on_with(order: int, tmp_path):
+    ids = [(7,), (7, 9), (4,)]
+    results = [
+        frame(10 + order * index, *[(number, 0.9, (number, 0, 20, 9)) for number in numbers])
+        for index, numbers in enumerate(ids)
+    ]
+    with DavisWriter(tmp_path / "whole") as writer:
+        for result in results:
+            writer.write(result)
+    killed = DavisWriter(tmp_path / "killed")
+    for result in results[:2]:
+        killed.write(result)
+
+    resumed = DavisWriter(tmp_path / "killed", append=True)
+    resumed.write(results[2])
+
+    assert resumed.numbers == writer.numbers
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+    assert DavisWriter(tmp_path / "killed").numbers == {}
+
+
 def test_davis_pngs_hold_the_numbers_of_objects(tmp_path):
     with DavisWriter(tmp_path / "masks") as writer:
         for result in FRAMES:
@@ -114,6 +190,19 @@ def test_an_overlay_has_a_frame_for_each_result(name: str, tmp_path):
     assert len(frames) == 3
     assert np.abs(frames[1][:HEIGHT, :WIDTH] - 100).max() < 12  # nothing there
     assert np.abs(frames[0][5:12, 4:10] - 100).max() > 40  # something here
+
+
+@pytest.mark.parametrize("fps", [0.3, 12.5, 30000 / 1001])
+def test_an_overlay_is_as_fast_as_asked(fps: float, tmp_path):
+    picture = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+    with OverlayWriter(tmp_path / "overlay.mp4", fps=fps) as writer:
+        for result in FRAMES:
+            writer.write(result, picture)
+
+    assert open_video(tmp_path / "overlay.mp4").fps == pytest.approx(fps, rel=1e-6)
+    with pytest.raises(ValueError, match="fps=0 is no number of frames a second"):
+        OverlayWriter(tmp_path / "overlay.mp4", fps=0)
 
 
 def test_an_overlay_without_its_picture_is_an_error(tmp_path):

@@ -39,6 +39,8 @@ def write_video(path, frames=range(LENGTH), times=None, key_every: int = 12, cod
             frame = av.VideoFrame.from_ndarray(shade(index), format="rgb24")
             frame.pts = position if times is None else times[position]
             container.mux(stream.encode(frame))
+        if not frames:
+            container.start_encoding()  # else nothing would be written at all
         container.mux(stream.encode())
 
 
@@ -199,6 +201,18 @@ def test_a_video_without_frames_is_an_error(path, tmp_path):
         list(open_video([]))
     with pytest.raises(ValueError, match="holds no pictures"):
         open_video(tmp_path)
+    for name, message in (
+        ("none.avi", "none.avi holds no frames"),
+        ("none.mp4", "none.mp4 holds no video"),
+        ("none.mkv", "none.mkv cannot be read as a video"),
+    ):
+        write_video(tmp_path / name, frames=(), codec="mpeg4")
+        with pytest.raises(ValueError, match=message):
+            list(open_video(tmp_path / name))
+    with pytest.raises(ValueError, match="The iterator holds no frames"):
+        list(open_video(iter([])))
+    with pytest.raises(ValueError, match="The iterator holds no frames from frame 2 on"):
+        list(open_video(iter([shade(0), shade(1)]), start=2))
 
 
 def test_pictures_that_do_not_belong_together_are_errors(tmp_path):
@@ -216,6 +230,15 @@ def test_spans_without_a_frame_are_errors(span):
     for source in ([shade(0)], iter([shade(0)])):
         with pytest.raises(ValueError, match="take no frame"):
             open_video(source, **span)
+
+
+def test_a_span_that_would_not_be_heeded_is_an_error(path):
+    video = open_video(path, start=3, stop=5)
+
+    assert open_video(video) is video
+    for span in ({"start": 1}, {"stop": 4}, {"step": 2}):
+        with pytest.raises(ValueError, match="a start, stop and step of its own"):
+            open_video(video, **span)
 
 
 def test_frames_of_other_kinds_are_errors():

@@ -93,7 +93,7 @@ def pycocotools_numbers(truth: dict, predictions: list, kind: str) -> np.ndarray
 @pytest.mark.parametrize("kind", ["segm", "bbox"])
 def test_coco_numbers_are_those_of_pycocotools(kind):
     rng = np.random.default_rng(0)
-    for images in [8] * 25 + [150]:  # and 3 categories; many images have many equal scores
+    for images in [8] * 200 + [150]:  # and 3 categories; many images have many equal scores
         truth, predictions = random_set(rng, images, crowds=True)
         if not predictions:
             continue
@@ -109,7 +109,7 @@ def test_lvis_numbers_are_those_of_lvis(tmp_path, monkeypatch):
     lvis = pytest.importorskip("lvis", reason="lvis is not installed")
     monkeypatch.setattr(np, "float", float, raising=False)  # lvis 0.5.3 is of before numpy 1.24
     rng = np.random.default_rng(1)
-    for trial in range(25):
+    for trial in range(200):
         truth, predictions = random_set(rng, images=8, crowds=False)
         if not predictions:
             continue

@@ -12,5 +12,5 @@ def test_every_row_has_a_rate(monkeypatch, capsys):
     benchmark_readers.main(["--images", "2", "--clips", "1", "--seconds", "0.01"])
 
     rows = capsys.readouterr().out.splitlines()[2:]
-    assert len(rows) == 2 + 2 * 4 + 4 + 7 + 1
+    assert len(rows) == 4 + 2 * 4 + 6 + 2 + 8 + 3
     assert all(int(row.split("|")[2].replace(",", "")) > 0 for row in rows)

@@ -9,8 +9,10 @@ from PIL import Image
 from tiny import moving_squares, tiny_model, tiny_tracker_video
 
 from efficientsam3_hf import zoo
+from efficientsam3_hf.data.track_writers import OverlayWriter
 from efficientsam3_hf.data.video import open_video
 from examples import track_concepts, track_objects
+from examples.track_objects import TrackedFrame
 
 FRAMES = 5
 
@@ -65,6 +67,59 @@ def test_an_overlay_is_written_beside_the_video_by_default(folder, video):
     track_concepts.main([str(video), "--model", str(folder), "--text", "cat", "--stop", "2"])
 
     assert len(list(open_video(video.parent / "clip.tracks.mp4"))) == 2
+
+
+@pytest.mark.parametrize("example", [track_concepts, track_objects])
+def test_a_video_file_is_tracked_too(example, folder, video, tmp_path):
+    pictures = [Image.open(path) for path in sorted(video.iterdir())]
+    with OverlayWriter(tmp_path / "clip.mp4", fps=10) as writer:
+        for index, picture in enumerate(pictures):
+            writer.write(TrackedFrame(index, [], [], *[np.zeros((0, 60, 90))] * 3), picture)
+    prompt = (
+        ["--text", "cat", "--start", "1"] if example is track_concepts else ["--point", "9", "9"]
+    )
+
+    code = example.main(
+        [
+            str(tmp_path / "clip.mp4"),
+            "--model",
+            str(folder),
+            *prompt,
+            "--davis",
+            str(tmp_path / "d"),
+        ]
+    )
+
+    assert code == 0
+    first = 1 if example is track_concepts else 0
+    expected = [f"{index:05d}.png" for index in range(first, FRAMES)]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == expected
+
+
+def test_objects_are_written_while_frames_come(folder, video, tmp_path, monkeypatch):
+    decoded, written = [], []
+
+    class Counted:
+        fps = None
+
+        def __iter__(self):
+            for frame in open_video(video, start=2):
+                decoded.append(frame.index)
+                yield frame
+
+    class Spy:
+        def write(self, result, image):
+            written.append((result.frame_index, decoded[-1], image.shape))
+
+    monkeypatch.setattr(track_objects, "open_video", lambda *args, **kwargs: Counted())
+    monkeypatch.setattr(track_objects, "open_writers", lambda *args: [Spy()])
+
+    code = track_objects.main(
+        [str(video), "--model", str(folder), "--point", "20", "20", "--frame", "2"]
+    )
+
+    assert code == 0
+    assert written == [(index, index, (60, 90, 3)) for index in range(2, FRAMES)]
 
 
 @pytest.mark.parametrize("example", [track_concepts, track_objects])

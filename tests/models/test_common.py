@@ -72,7 +72,7 @@ class CommonTests(ModelTesterMixin):
     has_attentions = False
     test_can_init_all_missing_weights_before_2023 = True  # what it takes files without a year for
 
-    test_training = skip("no model computes a loss")
+    test_training = skip("only the concept model computes a loss: see test_concept_training.py")
     test_training_gradient_checkpointing = test_training
     test_training_gradient_checkpointing_use_reentrant_false = test_training
     test_training_gradient_checkpointing_use_reentrant_true = test_training

@@ -317,7 +317,7 @@ def test_too_few_maps_are_no_pyramid(model):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"labels": torch.zeros(1, 32, 32)}, ValueError, "takes no labels"),
+        ({"labels": torch.zeros(1, 32, 32)}, ValueError, "one dictionary for each prompt"),
         ({"input_box": BOXES}, TypeError, "has no argument 'input_box'"),
     ],
 )

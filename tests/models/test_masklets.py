@@ -12,7 +12,9 @@ from efficientsam3_hf.models.masklets import (
     Association,
     Masklet,
     associate,
+    hidden_masklets,
     judge,
+    lost_masklets,
     newly_confused,
 )
 
@@ -116,7 +118,8 @@ def test_judgement_over_many_frames_is_that_of_transformers(
         born = [next_id, next_id + 1] if step % 5 == 0 else []
         next_id += len(born)
 
-        removed, hidden = judge(masklets, association, frame, config)
+        removed = judge(masklets, association, frame, config)
+        hidden = hidden_masklets(masklets, config) - removed
 
         removed_of_stock, _ = StockRules(config).judge(
             None,
@@ -131,13 +134,60 @@ def test_judgement_over_many_frames_is_that_of_transformers(
         # transformers forgets nobody: it goes on hiding, and counting, those it has removed.
         hidden_of_stock = memory["suppressed_obj_ids"][frame] & set(ids) - removed_of_stock
         assert removed == removed_of_stock
-        assert {i for i in hidden if memory["unmatched_frame_inds"].get(i)} == hidden_of_stock
+        assert hidden == hidden_of_stock
         seen_removed |= removed
         seen_hidden |= hidden
         masklets = [masklet for masklet in masklets if masklet.object_id not in removed]
         masklets += [Masklet(i, 0, 0.9, frame, config.init_trk_keep_alive) for i in born]
     assert seen_removed
     assert bool(seen_hidden) != only_young
+
+
+UNCONFIRMED = Association([], [], unmatched=[0], empty=[], sure={})
+CONFIRMED = Association([], [[0]], unmatched=[], empty=[], sure={})
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_look_speaks_for_the_frames_since_the_last_one(every: int):
+    config = Sam3VideoConfig(
+        hotstart_delay=13, hotstart_unmatch_thresh=6, init_trk_keep_alive=9, max_trk_keep_alive=12
+    )
+    masklet = Masklet(0, 0, 0.9, 0, config.init_trk_keep_alive)
+
+    removed = {
+        frame: judge([masklet], UNCONFIRMED, frame, config, weight=every)
+        for frame in range(every, 7, every)
+    }
+
+    assert {frame for frame, ids in removed.items() if ids} == {6}  # however often one looks
+    assert masklet.keep_alive == 3
+    assert masklet.unconfirmed_for == 6
+
+
+def test_a_duplicate_seen_in_few_looks_is_removed_as_fast_as_one_seen_in_many():
+    config = Sam3VideoConfig(hotstart_delay=13, hotstart_dup_thresh=6, hotstart_unmatch_thresh=6)
+    both = Association([], [[0, 1]], [], [], {})
+    for every in (1, 3):
+        pair = [Masklet(0, 0, 0.9, 0, 1), Masklet(1, 0, 0.9, 3, 1)]
+
+        removed = [judge(pair, both, f, config, every) for f in range(3 + every, 10, every)]
+
+        assert removed[-1] == {1}
+        assert not any(removed[:-1])
+
+
+def test_what_no_detection_confirms_is_lost_whether_it_has_a_mask_or_not():
+    config = Sam3VideoConfig(hotstart_delay=0)
+    empty = Association([], [], unmatched=[], empty=[0], sure={})
+    for association in (UNCONFIRMED, empty):
+        masklet, lost = Masklet(0, 0, 0.9, 0, 30), []
+        for frame in range(1, 12):
+            seen = CONFIRMED if frame == 5 else association
+            assert not judge([masklet], seen, frame, config)
+            lost.append(lost_masklets([masklet], 4))
+
+        assert lost == [set()] * 9 + [{0}] * 2  # the detection of frame 5 lets it begin anew
+        assert not lost_masklets([masklet], None)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -108,6 +108,17 @@ def test_overlap_is_counted_exactly():
     assert (iou[1] == 0).all()  # empty masks overlap with nothing, not even with one another
 
 
+def test_overlap_is_counted_exactly_in_half_precision_too():
+    masks = torch.zeros(2, 300, 300, dtype=torch.bool)
+    masks[0, :, :200] = masks[1, :, 1:] = True  # more pixels than bfloat16 can tell apart
+    expected = mask_iou(masks, masks)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        iou = mask_iou(masks, masks)
+
+    assert torch.equal(iou, expected)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_duplicates_are_suppressed_as_a_plain_loop_does(seed: int):
     generator = torch.Generator().manual_seed(seed)

@@ -599,7 +599,7 @@ def test_a_session_of_a_whole_video_is_saved_without_it(dense, tmp_path):
     with pytest.raises(ValueError, match="The video has 9 frames; the session was saved with 10"):
         EfficientSam3VideoSession.load(path, CLIP[:9])
     save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="holds no session of format 1"):
+    with pytest.raises(ValueError, match="holds no session of format 2"):
         EfficientSam3VideoSession.load(path)
 
 

@@ -5,6 +5,7 @@ done to a sample depends on seed, epoch and its name, and on nothing else.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from .loading import shared_number
-from .masks_rle import Rle, decode_rle, rle_area, rle_box, to_rle
-from .samples import ClipSample, ImageSample, Instance
+from .masks_rle import Rle, decode_window, encode_window, resize_window, rle_area, rle_box
+from .samples import ClipSample, ImageSample, Instance, Point
 
 AnySample = TypeVar("AnySample", ImageSample, ClipSample)
 
-# Words whose sense a flip would turn round.
-SIDED = ("left", "right", "clockwise")
+# Words whose sense a flip would turn round: "left,", "rightmost", "counterclockwise"; not "bright".
+SIDED = re.compile(r"\b(left|right)|clockwise", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class Augmentations:
     def choose(self, sample: ImageSample | ClipSample) -> Change:
         """What to do to a sample in this epoch."""
         numbers = generator_for(sample, self.seed, int(self.epoch)).random(7)
-        words = {word for query in sample.queries for word in (query.phrase or "").split()}
+        is_sided = any(SIDED.search(query.phrase or "") for query in sample.queries)
         low, high = np.log(self.scale[0]), np.log(self.scale[1])
         factors = 1 + self.colour * (2 * numbers[4:] - 1)
         return Change(
-            flip=bool(numbers[0] < self.flip) and not words.intersection(SIDED),
+            flip=bool(numbers[0] < self.flip) and not is_sided,
             scale=float(np.exp(low + (high - low) * numbers[1])),
             place=(float(numbers[2]), float(numbers[3])),
             brightness=float(factors[0]),
@@ -222,11 +223,22 @@ def change_instance(instance: Instance, window: Window, least_left: float) -> In
         box = (width - box[2], box[1], width - box[0], box[3])
         # A point is a pixel by its number, a box is between pixels.
         points = [(width - 1 - px, py) for px, py in points]
-    points = [(px, py) for px, py in points if 0 <= px < width and 0 <= py < height]
-    if rle is not None:
-        mask = decode_rle(rle)
-        points = [(px, py) for px, py in points if mask[int(py), int(px)]]
+    if rle is None:
+        points = [(px, py) for px, py in points if 0 <= px < width and 0 <= py < height]
+    elif points:
+        points = points_inside(points, rle)
     return replace(instance, box_xyxy=box, rle=rle, points=points)
+
+
+def points_inside(points: list[Point], rle: Rle) -> list[Point]:
+    """Those on a mask."""
+    part, (top, left) = decode_window(rle)
+    rows, columns = part.shape
+    return [
+        (x, y)
+        for x, y in points
+        if 0 <= y - top < rows and 0 <= x - left < columns and part[int(y - top), int(x - left)]
+    ]
 
 
 def change_clip(sample: ClipSample, change: Change) -> ClipSample:
@@ -253,8 +265,19 @@ def change_rles(rles: dict[int, Rle], window: Window) -> dict[int, Rle]:
 
 def change_rle(rle: Rle, window: Window) -> Rle:
     """A moved mask: where at least half of what becomes a pixel was inside."""
-    grey = decode_rle(rle).astype(np.uint8) * 255
-    return to_rle(move(grey, window, fill=0) >= 128, window.size)
+    if not rle_area(rle):
+        return rle
+    height, width = window.size
+    part, corner = decode_window(rle)
+    if window.scaled != window.size:
+        bilinear = Image.Resampling.BILINEAR
+        part, corner = resize_window(part, corner, window.size, window.scaled, bilinear)
+    top, left = corner[0] + window.corner[1], corner[1] + window.corner[0]
+    part = part[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
+    top, left = max(0, top), max(0, left)
+    if window.flip:
+        part, left = part[:, ::-1], width - left - part.shape[1]
+    return encode_window(part, (top, left), window.size)
 
 
 def change_pixels(pixels: np.ndarray, change: Change, window: Window) -> np.ndarray:

@@ -50,13 +50,12 @@ class BrokenRecords:
             handle, name = tempfile.mkstemp(prefix="broken-records-", suffix=".jsonl")
             os.close(handle)
             self.path = Path(name)
-            self.owner = os.getpid()
-            # Only here: copies in worker processes must not delete the file.
-            self.at_end = weakref.finalize(self, finish, self.path, self.owner)
         else:
             self.path = Path(path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
+        # Only here: copies in worker processes must neither list nor delete.
+        self.at_end = weakref.finalize(self, finish, self.path, os.getpid(), path is None)
 
     def __getstate__(self) -> dict:
         return {"on_error": self.on_error, "path": self.path, "known": self.known}
@@ -101,8 +100,9 @@ def log_list(listed: dict[str, str]) -> None:
         logger.warning(f"Skipped records, since they cannot be used ({len(listed)}):\n{lines}")
 
 
-def finish(path: Path, owner: int) -> None:
-    """List what was skipped and delete the file, in the process that made it."""
+def finish(path: Path, owner: int, is_temporary: bool) -> None:
+    """List what was skipped, in the process that made the list, and delete a temporary file."""
     if os.getpid() == owner and path.exists():
         log_list(read_list(path))
-        path.unlink()
+        if is_temporary:
+            path.unlink()

@@ -1,6 +1,8 @@
 """What readers of videos share: whole videos or cuts of them, and masks as PNG."""
 
 import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ import numpy as np
 
 from .files import join, read_labels
 from .loading import Reader, shared_number
-from .masks_rle import Rle, to_rle
+from .masks_rle import Rle, rle_area, to_rle
 from .samples import ClipSample
-from .video import Video, open_video
+from .video import FileVideo, open_video
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,27 @@ class Cut:
         return list(range(start, start + self.length * self.step, self.step))
 
 
+class BytesVideo(FileVideo):
+    """A video file whose bytes are in memory.
+
+    Args:
+        data: The file.
+        name: What to call it in messages.
+        span: As for `Video`.
+    """
+
+    def __init__(self, data: bytes, name: str, **span):
+        self.data, self.name = data, name
+        super().__init__(name, **span)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def opened(self) -> Any:
+        self.source: Any = io.BytesIO(self.data)  # anew, since it is read from the beginning
+        return super().opened()
+
+
 class ClipReader(Reader[ClipSample]):
     """A reader of videos.
 
@@ -77,12 +100,18 @@ class ClipReader(Reader[ClipSample]):
         return self.cut.frames_of(name, num_frames, annotated, int(self.epoch))
 
     def add_frames(self, sample: ClipSample, source: Any) -> ClipSample:
-        """Give a sample its video and, if it is a cut, the pixels of its frames."""
+        """Give a sample its video and, if it is a cut, the pixels of its frames.
+
+        Args:
+            sample: To which they are added.
+            source: What `open_video` opens, or the bytes of a file.
+        """
         if not self.pixels:
             return sample
-        sample.video = open_video(source) if not isinstance(source, Video) else source
+        name = str(sample.source_id)
+        sample.video = open_source(source, name)
         if sample.frame_indices is not None:
-            sample.frames = read_frames(source, sample.frame_indices)
+            sample.frames = read_frames(source, sample.frame_indices, name)
             for index, frame in zip(sample.frame_indices, sample.frames, strict=True):
                 if frame.shape[:2] != tuple(sample.size):
                     raise ValueError(
@@ -92,10 +121,17 @@ class ClipReader(Reader[ClipSample]):
         return sample
 
 
-def read_frames(source: Any, indices: list[int]) -> list[np.ndarray]:
+def open_source(source: Any, name: str, **span) -> Any:
+    """The video of what `open_video` opens, or of the bytes of a file, which have no name."""
+    if isinstance(source, bytes):
+        return BytesVideo(source, name, **span)
+    return open_video(source, **span)
+
+
+def read_frames(source: Any, indices: list[int], name: str) -> list[np.ndarray]:
     """Pixels of evenly spaced frames."""
     step = indices[1] - indices[0] if len(indices) > 1 else 1
-    video = open_video(source, start=indices[0], stop=indices[-1] + 1, step=step)
+    video = open_source(source, name, start=indices[0], stop=indices[-1] + 1, step=step)
     frames = [frame.pixels for frame in video]
     if len(frames) != len(indices):
         raise ValueError(f"The video ends before frame {indices[-1]}.")
@@ -118,6 +154,12 @@ def read_palette(
     values = np.flatnonzero(np.bincount(labels.ravel()))  # far faster than sorting the pixels
     masks = {int(value): to_rle(labels == value, labels.shape) for value in values if value}
     return masks, masks.pop(void, None) if void else None, labels.shape
+
+
+def seen_masks(masks: Iterable[tuple[int, Any]], size: tuple[int, int]) -> dict[int, Rle]:
+    """Run lengths by frame of masks of any form, without those that are None or empty."""
+    rles = {frame: to_rle(mask, size) for frame, mask in masks if mask is not None}
+    return {frame: rle for frame, rle in rles.items() if rle_area(rle)}
 
 
 def positions_of(names: list[str], frames: list[str], folder: str) -> dict[int, str]:

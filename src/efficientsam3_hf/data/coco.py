@@ -70,13 +70,17 @@ class CocoImages(Reader[ImageSample]):
 
     def records(self) -> Iterator[tuple[str, Record]]:
         content = read_json(self.annotations)
-        self.categories = {each["id"]: phrase_of(each["name"]) for each in content["categories"]}
+        self.categories = self.asked_categories(content)
         of_image = defaultdict(list)
         for annotation in content.get("annotations", []):
             of_image[annotation["image_id"]].append(annotation)
         for image in content["images"]:
             record = {"image": image, "annotations": of_image[image["id"]]}
             yield str(image["id"]), record
+
+    def asked_categories(self, content: dict[str, Any]) -> dict[int, str]:
+        """Phrase of each category, by number."""
+        return {each["id"]: phrase_of(each["name"]) for each in content["categories"]}
 
     def read(self, record: Record) -> ImageSample:
         image = record["image"]
@@ -114,13 +118,17 @@ class CocoImages(Reader[ImageSample]):
 
     def absent_categories(self, image: dict[str, Any], present: Iterable[int]) -> list[int]:
         """Categories to ask for although the image has none of them."""
-        absent = sorted(set(self.categories) - set(present))
+        absent = sorted(set(self.known_absent(image)) - set(present))
         if self.negatives == "all" or not absent:
             return absent
         digest = hashlib.blake2b(str(image["id"]).encode(), digest_size=8).digest()
         generator = np.random.default_rng(int.from_bytes(digest, "big"))
         count = min(int(self.negatives), len(absent))
         return sorted(int(each) for each in generator.choice(absent, count, replace=False))
+
+    def known_absent(self, image: dict[str, Any]) -> Iterable[int]:
+        """Categories of which the image has none, unless it is annotated with them."""
+        return self.categories
 
 
 class LvisImages(CocoImages):
@@ -152,15 +160,14 @@ class LvisImages(CocoImages):
     def incomplete_categories(self, image: dict[str, Any]) -> list[int]:
         return image.get("not_exhaustive_category_ids", [])
 
-    def absent_categories(self, image: dict[str, Any], present: Iterable[int]) -> list[int]:
-        absent = sorted(set(image.get("neg_category_ids", [])) - set(present))
-        return absent if self.negatives == "all" else absent[: int(self.negatives)]
+    def known_absent(self, image: dict[str, Any]) -> Iterable[int]:
+        return image.get("neg_category_ids", [])
 
 
 class RoboflowImages(CocoImages):
     """Images of a folder with `{split}/_annotations.coco.json`, as Roboflow exports them.
 
-    Its category 0 often is a heading over the others, without instances; it is not asked for.
+    A category that is no more than the heading (`supercategory`) of others is not asked for.
     """
 
     source = "roboflow"
@@ -174,12 +181,15 @@ class RoboflowImages(CocoImages):
     def find_images(self) -> str:
         return join(self.folder, self.split)
 
-    def records(self) -> Iterator[tuple[str, Record]]:
-        records = list(super().records())
-        used = {each["category_id"] for _, record in records for each in record["annotations"]}
-        if 0 not in used and len(self.categories) > 1:
-            self.categories.pop(0, None)
-        yield from records
+    def asked_categories(self, content: dict[str, Any]) -> dict[int, str]:
+        asked = super().asked_categories(content)
+        used = {annotation["category_id"] for annotation in content.get("annotations", [])}
+        for heading in content["categories"]:
+            others = [each for each in content["categories"] if each is not heading]
+            is_above = any(each.get("supercategory") == heading["name"] for each in others)
+            if is_above and heading["id"] not in used:
+                asked.pop(heading["id"])
+        return asked
 
 
 def phrase_of(name: str) -> str:

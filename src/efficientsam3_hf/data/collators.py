@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .augmentations import generator_named
 from .loading import shared_number
-from .masks_rle import decode_rle, point_inside, rle_box
+from .masks_rle import Rle, decode_window, point_inside, resize_window, rle_area, rle_box
 from .phrases import TextSample
 from .samples import ClipSample, ImageSample, Instance, Query
 
@@ -23,7 +23,8 @@ from .samples import ClipSample, ImageSample, Instance, Query
 class ImageCollator:
     """Inputs of the concept model and what it should find.
 
-    Adds to what the processor gives `labels`, with one entry for each prompt, in their order:
+    Adds to what the processor gives `labels`, as `EfficientSam3Model` takes them to compute its
+    loss, with one entry for each prompt, in their order:
     `masks` (instances, height, width), `boxes` as (cx, cy, w, h) and `points` as (x, y) in [0, 1],
     `is_crowd`, `is_exhaustive`, `phrase`, `image` (its number in the batch) and `source_id`.
 
@@ -75,13 +76,11 @@ class ImageCollator:
             instances = sorted(instances, key=box_area, reverse=True)[: self.most_instances]
             is_exhaustive = False
         height, width = sample.size
-        masks = [None if each.rle is None else decode_rle(each.rle) for each in instances]
         return {
-            "masks": stack_masks(masks, sample.size, self.mask_size),
+            "masks": stack_masks([each.rle for each in instances], sample.size, self.mask_size),
             "boxes": relative_boxes([each.box_xyxy for each in instances], sample.size),
             "points": torch.tensor(
-                [point_of(each, mask) for each, mask in zip(instances, masks, strict=True)],
-                dtype=torch.float32,
+                [point_of(each) for each in instances], dtype=torch.float32
             ).view(-1, 2)
             / torch.tensor([width, height]),
             "is_crowd": torch.tensor([each.is_crowd for each in instances], dtype=torch.bool),
@@ -256,17 +255,16 @@ class ClipCollator:
         """What a model should find in one clip."""
         indices = sample.frame_indices or list(range(sample.num_frames))
         annotated = set(sample.annotated_frames)
-        objects, phrases, masks, boxes = [], [], [], []
+        objects, phrases, rles = [], [], []
         for query in sample.queries:
             for masklet in query.masklets or []:
                 objects.append(masklet.source_id)
                 phrases.append(query.phrase)
-                rles = [masklet.rles.get(index) for index in indices]
-                masks += [None if rle is None else decode_rle(rle) for rle in rles]
-                boxes += [(0.0,) * 4 if rle is None else rle_box(rle) for rle in rles]
+                rles += [masklet.rles.get(index) for index in indices]
         shape = (len(objects), len(indices))
-        visible = torch.tensor([mask is not None for mask in masks], dtype=torch.bool)
-        stacked = stack_masks(masks, sample.size, self.mask_size)
+        boxes = [(0.0,) * 4 if rle is None else rle_box(rle) for rle in rles]
+        visible = torch.tensor([rle is not None for rle in rles], dtype=torch.bool)
+        stacked = stack_masks(rles, sample.size, self.mask_size)
         return {
             "masks": stacked.view(*shape, *stacked.shape[-2:]),
             "boxes": relative_boxes(boxes, sample.size).view(*shape, 4),
@@ -295,21 +293,22 @@ def pixels_of(sample: ImageSample) -> np.ndarray:
 
 
 def stack_masks(
-    masks: Sequence[np.ndarray | None], size: tuple[int, int], mask_size: tuple[int, int] | None
+    rles: Sequence[Rle | None], size: tuple[int, int], mask_size: tuple[int, int] | None
 ) -> Tensor:
     """Boolean masks (count, height, width): of `mask_size` where half of a pixel or more is inside.
 
     A missing one is empty.
     """
     height, width = mask_size or size
-    stacked = torch.zeros(len(masks), height, width, dtype=torch.bool)
-    for row, mask in zip(stacked, masks, strict=True):
-        if mask is None:
+    stacked = torch.zeros(len(rles), height, width, dtype=torch.bool)
+    for mask, rle in zip(stacked.numpy(), rles, strict=True):
+        if rle is None or not rle_area(rle):
             continue
-        if mask.shape != (height, width):
-            grey = Image.fromarray(mask.astype(np.uint8) * 255)
-            mask = np.asarray(grey.resize((width, height), Image.Resampling.BOX)) >= 128
-        row.copy_(torch.from_numpy(mask))
+        part, corner = decode_window(rle)
+        if (height, width) != tuple(size):
+            part, corner = resize_window(part, corner, size, (height, width), Image.Resampling.BOX)
+        top, left = corner
+        mask[top : top + part.shape[0], left : left + part.shape[1]] = part
     return stacked
 
 
@@ -322,12 +321,14 @@ def relative_boxes(boxes_xyxy: Sequence[Sequence[float]], size: tuple[int, int])
     return torch.cat([(first + last) / 2 / scale, (last - first) / scale], dim=-1).float()
 
 
-def point_of(instance: Instance, mask: np.ndarray | None) -> tuple[float, float]:
+def point_of(instance: Instance) -> tuple[float, float]:
     """A point on an instance: the file's, else the middle of its mask, else of its box."""
     if instance.points:
         return instance.points[0]
-    if mask is not None and mask.any():
-        return point_inside(mask)
+    if instance.rle is not None and rle_area(instance.rle):
+        part, (top, left) = decode_window(instance.rle)
+        x, y = point_inside(part)
+        return left + x, top + y
     x1, y1, x2, y2 = instance.box_xyxy
     return (x1 + x2) / 2, (y1 + y2) / 2
 

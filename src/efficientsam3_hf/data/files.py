@@ -9,7 +9,11 @@ from typing import Any
 
 import fsspec
 import numpy as np
-from PIL import Image, ImageOps
+from huggingface_hub import HfFileSystem, hf_hub_download
+from PIL import ExifTags, Image, ImageOps
+
+# Bytes to fetch at once of a file that is read from beginning to end.
+LARGE_PIECE = 1 << 25
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -24,11 +28,18 @@ def join(folder: str | os.PathLike, *names: str) -> str:
     return str(Path(folder, *names))
 
 
-def open_file(path: str) -> Any:
-    """A file to read bytes from."""
+def open_file(path: str, from_end_to_end: bool = False) -> Any:
+    """A file to read bytes from.
+
+    Args:
+        path: Path or address.
+        from_end_to_end: Whether it will be read from beginning to end. Then it is fetched from an
+            address in larger pieces, since each costs a round trip.
+    """
     if is_remote(path):
         filesystem, inner = fsspec.core.url_to_fs(path)
-        return filesystem.open(inner, "rb")
+        options = {"block_size": LARGE_PIECE} if from_end_to_end else {}
+        return filesystem.open(inner, "rb", **options)
     return open(path, "rb")
 
 
@@ -79,10 +90,38 @@ def list_below(folder: str, pattern: str) -> list[str]:
 
 
 def local_path(path: str) -> str:
-    """A path on disk for what is at an address; it is fetched once."""
+    """A path on disk for what is at an address.
+
+    It is fetched once: from the Hub into its cache, from elsewhere for the life of the process.
+    """
     if not is_remote(path):
         return path
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    if isinstance(filesystem, HfFileSystem):
+        place: Any = filesystem.resolve_path(inner)
+        if getattr(place, "repo_id", None):  # what has none is a bucket
+            return hf_hub_download(
+                place.repo_id,
+                place.path_in_repo,
+                repo_type=place.repo_type,
+                revision=place.revision,
+                endpoint=filesystem.endpoint,
+                token=filesystem.token,
+            )
     return str(fsspec.open_local(f"simplecache::{path}"))
+
+
+def image_size(source: str | bytes, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of a picture, which is not decoded for it; arguments as for `read_image`."""
+    data = read_bytes(source) if isinstance(source, str) else source
+    with Image.open(io.BytesIO(data)) as picture:
+        size = (picture.height, picture.width)
+        return size[::-1] if upright and is_on_its_side(picture) else size
+
+
+def is_on_its_side(picture: Image.Image) -> bool:
+    """Whether a photograph has to be turned by a quarter to be upright."""
+    return picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 
 def read_image(
@@ -109,7 +148,9 @@ def read_image(
                 f"The picture has {found} pixels (height, width), its annotations {tuple(size)}."
             )
         if least_size is not None:
-            picture.draft("RGB", (least_size[1], least_size[0]))
+            turned = upright and is_on_its_side(picture)
+            height, width = least_size[::-1] if turned else least_size
+            picture.draft("RGB", (width, height))
         if upright:
             picture = ImageOps.exif_transpose(picture)
         return np.array(picture.convert("RGB"))

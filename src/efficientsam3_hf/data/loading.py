@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator
+from copy import copy
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -170,19 +171,28 @@ class SampleStream(torch_data.IterableDataset, Generic[Sample]):
         self.resumed: dict[str, Any] | None = None
 
     def shuffle(self, seed: int, buffer_size: int = 256) -> "SampleStream[Sample]":
-        """Shuffle anew in each epoch: a table wholly; shards in their order and within a buffer.
+        """Shuffled anew in each epoch: a table wholly; shards in their order and within a buffer.
 
         Args:
             seed: Another one gives other orders.
             buffer_size: Undecoded records of a shard to choose the next from.
         """
-        self.seed, self.buffer_size = seed, buffer_size
-        return self
+        shuffled = self.copied()
+        shuffled.seed, shuffled.buffer_size = seed, buffer_size
+        return shuffled
 
     def split(self, rank: int, world_size: int) -> "SampleStream[Sample]":
-        """Keep the part of one of several processes; together they have every record once."""
-        self.rank, self.world_size = rank, world_size
-        return self
+        """The part of one of several processes; together they have every record once."""
+        part = self.copied()
+        part.rank, part.world_size = rank, world_size
+        return part
+
+    def copied(self) -> "SampleStream[Sample]":
+        """The same from the beginning of the epoch, with an epoch and a position of its own."""
+        copied = copy(self)
+        copied.epoch, copied.records, copied.resumed = self.epoch.clone(), None, None
+        copied.epoch.share_memory_()
+        return copied
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch, and what the reader chooses anew in each."""
@@ -263,7 +273,7 @@ def load(
         fraction: Share of the records to take, e.g. 0.01. The same ones for each way of loading.
         subset_seed: Another one takes others.
         names: Records to take, instead.
-        broken_list: File for the list of what was skipped; by default it is only logged.
+        broken_list: File that keeps the list of what was skipped, which is also logged at the end.
     """
     broken = BrokenRecords(on_error, broken_list)
     choice = Choice(fraction, subset_seed, names)

@@ -9,9 +9,11 @@ compressed form. The work is done by pycocotools: `pip install "efficientsam3-hf
 """
 
 from functools import lru_cache
+from math import ceil, floor
 from typing import Any, TypedDict
 
 import numpy as np
+from PIL import Image
 
 
 class Rle(TypedDict):
@@ -127,6 +129,82 @@ def decode_rle(rle: Rle) -> np.ndarray:
     runs = runs_of(rle["counts"])
     # pycocotools' own decoder warns with numpy 2: it has an `__array__` of the old kind.
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def decode_window(rle: Rle) -> tuple[np.ndarray, tuple[int, int]]:
+    """The mask within its box, and row and column of that box: most of a picture is outside."""
+    left, top, right, bottom = (int(edge) for edge in rle_box(rle))
+    height = rle["size"][0]
+    ends = np.clip(runs_of(rle["counts"]).cumsum(), left * height, right * height)
+    runs = np.diff(ends, prepend=left * height)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(right - left, height)
+    return columns[:, top:bottom].T, (top, left)
+
+
+def encode_window(part: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+    """A mask that is outside everywhere but in a window.
+
+    Args:
+        part: Boolean mask of the window.
+        corner: Row and column of its first pixel, in the image.
+        size: (height, width) of the image.
+    """
+    (height, width), (rows, columns) = size, part.shape
+    padded = np.zeros((columns, rows + 2), dtype=np.int8)
+    padded[:, 1:-1] = part.T
+    column, row = np.divmod(np.flatnonzero(np.diff(padded)), rows + 1)
+    changes = (corner[1] + column) * height + corner[0] + row  # in and out, in turn
+    kept = np.ones(len(changes), dtype=bool)
+    # A run that reaches the foot of the image goes on at the head of the next column.
+    meeting = 2 * np.flatnonzero(changes[1:-1:2] == changes[2::2])
+    kept[meeting + 1] = kept[meeting + 2] = False
+    counts = np.diff(changes[kept], prepend=0, append=height * width).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    size_and_counts = {"size": [height, width], "counts": counts}
+    return to_text(import_mask_api().frPyObjects(size_and_counts, height, width))
+
+
+def resize_window(
+    part: np.ndarray,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    new_size: tuple[int, int],
+    resample: Image.Resampling,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """What a window of a mask becomes when its image is resized, and where: inside from 1/2 on.
+
+    Args:
+        part: Boolean mask of the window.
+        corner: Row and column of its first pixel.
+        size: (height, width) of the image.
+        new_size: Likewise, afterwards.
+        resample: `BOX` or `BILINEAR`.
+    """
+    firsts, lasts, scales, lows, highs = [], [], [], [], []
+    for start, length, old, new in zip(corner, part.shape, size, new_size, strict=True):
+        scale = old / new
+        reach = max(1.0, scale)  # of the filter, in old pixels
+        first = max(0, floor((start - reach) / scale))
+        last = min(new, ceil((start + length + reach) / scale))
+        firsts.append(first)
+        lasts.append(last)
+        scales.append(scale)
+        lows.append(max(0, floor(first * scale - reach)))
+        highs.append(min(old, ceil(last * scale + reach)))
+    grey = np.zeros((highs[0] - lows[0], highs[1] - lows[1]), dtype=np.uint8)
+    top, left = corner[0] - lows[0], corner[1] - lows[1]
+    grey[top : top + part.shape[0], left : left + part.shape[1]][part] = 255
+    box = (
+        firsts[1] * scales[1] - lows[1],
+        firsts[0] * scales[0] - lows[0],
+        min(lasts[1] * scales[1] - lows[1], grey.shape[1]),
+        min(lasts[0] * scales[0] - lows[0], grey.shape[0]),
+    )
+    target = (lasts[1] - firsts[1], lasts[0] - firsts[0])
+    resized = Image.fromarray(grey).resize(target, resample, box)
+    # Half of 255 is rounded to 127 or 128, since Pillow has places in single precision.
+    return np.asarray(resized) >= 127, (firsts[0], firsts[1])
 
 
 def rle_area(rle: Rle) -> int:

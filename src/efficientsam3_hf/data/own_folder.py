@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from .clips import ClipReader, Cut
-from .files import exists, join, list_below, local_path, read_bytes, read_image
+from .files import exists, image_size, join, list_below, local_path, read_bytes, read_image
 from .loading import Reader, Record
 from .samples import ClipQuery, ClipSample, ImageSample, Query
 from .video import PICTURES, FileVideo, PicturesVideo, Video, natural_order
@@ -53,11 +53,9 @@ class OwnImages(Reader[ImageSample]):
 
     def read(self, record: Record) -> ImageSample:
         name = record["name"]
-        path = join(self.folder, name)
-        image = read_image(path, upright=self.upright)
-        size = image.shape[:2]
-        if self.least_size is not None:
-            image = read_image(path, least_size=self.least_size, upright=self.upright)
+        data = read_bytes(join(self.folder, name))
+        size = image_size(data, self.upright)
+        image = read_image(data, least_size=self.least_size, upright=self.upright)
         queries = [Query(phrase, None, False) for phrase in phrases_for(self.phrases, name)]
         return ImageSample(self.source, name, name, size, queries, image)
 
@@ -95,8 +93,7 @@ class OwnVideos(ClipReader):
         if frames is None:
             source = local_path(join(self.folder, name))
             video: Video = FileVideo(source)
-            count = sum(1 for _ in video) if self.cut is not None else 0
-            fps = video.fps
+            count, fps = count_frames(video), video.fps
         else:
             source = [join(self.folder, each) for each in sorted(frames, key=natural_order)]
             video, count, fps = PicturesVideo(source, name), len(frames), None
@@ -112,6 +109,12 @@ class OwnVideos(ClipReader):
             fps=fps,
         )
         return self.add_frames(sample, source)
+
+
+def count_frames(video: FileVideo) -> int:
+    """Frames of a video file by its packets, which are not decoded."""
+    with video.opened() as (container, stream):
+        return sum(1 for packet in container.demux(stream) if packet.size)
 
 
 def files_of(folder: str, endings: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .coco import phrase_of
 from .files import read_bytes, write_json
 from .loading import Reader, Record
 from .parquet_shards import column_names, find_shards, iterate_rows, write_shards
@@ -69,7 +70,7 @@ def phrases_in(content: Any) -> list[str]:
     elif content.get("images") and "text_input" in content["images"][0]:
         texts = [pair["text_input"] for pair in content["images"]]
     elif "categories" in content:
-        texts = [category["name"].replace("_", " ") for category in content["categories"]]
+        texts = [phrase_of(category["name"]) for category in content["categories"]]
     else:
         raise ValueError(f"JSON with {sorted(content)[:5]} is no list of phrases of a known form.")
     strange = [text for text in texts if not isinstance(text, str)]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import read_image
+from .files import image_size, read_image
 from .loading import Reader, Record
 from .masks_rle import to_rle
 from .parquet_shards import count_rows, find_shards, iterate_rows, read_group, write_shards
@@ -26,7 +26,7 @@ class RefCoco(Reader[ImageSample]):
     Args:
         folder: Of the shards, or one of them. May be an address.
         split: "val", "test", "testA" or "testB"; what the names of the shards begin with.
-        pixels: Whether to decode the picture; a mask needs its size in any case.
+        pixels: Whether to decode the picture.
         least_size: As for `read_image`.
     """
 
@@ -64,10 +64,8 @@ class RefCoco(Reader[ImageSample]):
         if "group" in record:
             table = read_group(record["shard"], record["group"], COLUMNS)
             row = table.slice(record["row"], 1).to_pylist()[0]
-        pixels = read_image(row["image"]["bytes"])
-        size = pixels.shape[:2]
-        if self.pixels and self.least_size is not None:
-            pixels = read_image(row["image"]["bytes"], size, self.least_size)
+        picture = row["image"]["bytes"]
+        size = image_size(picture)
         x, y, width, height = row["bbox"]
         instance = Instance(
             box_xyxy=(x, y, x + width, y + height),
@@ -84,7 +82,7 @@ class RefCoco(Reader[ImageSample]):
             file_name=row["file_name"],
             size=size,
             queries=queries,
-            image=pixels if self.pixels else None,
+            image=read_image(picture, size, self.least_size) if self.pixels else None,
         )
 
 

@@ -4,30 +4,23 @@ Masks have no names: each image has one query without phrase. JSON of the enhanc
 too; asked for them, a sample has a query for each.
 """
 
-import io
 import json
 import re
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from .files import is_remote, list_below, open_file, read_bytes, read_image, write_json
+from .files import image_size, list_below, read_image, write_image, write_json
 from .loading import Reader, Record
 from .masks_rle import rle_area, to_rle
 from .samples import ImageSample, Instance, Query
+from .tar_shards import index_of_tar, pack_tars, read_part, read_tar
 
 CAPTIONS = ("label_2", "label_5", "label_10")
 
 # What a file says of a mask beside where it is.
 DETAILS = ("predicted_iou", "stability_score", "crop_box", *CAPTIONS)
-
-# Pictures of a tar that may wait for their annotations, and the other way round.
-MOST_WAITING = 512
 
 
 class Sa1b(Reader[ImageSample]):
@@ -68,7 +61,7 @@ class Sa1b(Reader[ImageSample]):
     def records(self) -> Iterator[tuple[str, Record]]:
         shards = self.shards()
         for shard in shards:
-            yield from index_of_tar(shard)
+            yield from index_of_tar(shard, part_of)
         if shards:
             return
         pictures = {Path(path).stem: path for path in list_below(self.folder, "*.jpg")}
@@ -78,20 +71,17 @@ class Sa1b(Reader[ImageSample]):
             yield name, {"name": name, "jpg": pictures.get(name), "json": texts.get(name)}
 
     def records_of_shard(self, shard: str) -> Iterator[tuple[str, Record]]:
-        return contents_of_tar(shard) if is_remote(shard) else index_of_tar(shard)
+        return read_tar(shard, part_of, ("jpg", "json"))
 
     def read(self, record: Record) -> ImageSample:
-        if "damage" in record:
-            raise ValueError(record["damage"])
-        picture = part_of(record, "jpg") if self.pixels or not self.annotations else None
+        picture = read_part(record, "jpg") if self.pixels or not self.annotations else None
         sample = ImageSample(self.source, record["name"], f"{record['name']}.jpg", (0, 0))
         if self.annotations:
-            content = json.loads(part_of(record, "json"))
+            content = json.loads(read_part(record, "json"))
             sample.size = (int(content["image"]["height"]), int(content["image"]["width"]))
             sample.queries = self.queries(content["annotations"], sample.size)
         elif picture is not None:
-            with Image.open(io.BytesIO(picture)) as opened:
-                sample.size = (opened.height, opened.width)
+            sample.size = image_size(picture)
         if self.pixels and picture is not None:
             sample.image = read_image(picture, sample.size, self.least_size)
         return sample
@@ -121,61 +111,10 @@ def read_instance(annotation: dict[str, Any], size: tuple[int, int]) -> Instance
     )
 
 
-def part_of(record: Record, kind: str) -> bytes:
-    """Bytes of the picture or the annotations of a record."""
-    part = record.get(kind)
-    if part is None:
-        raise FileNotFoundError(f"There is no {record['name']}.{kind}.")
-    if isinstance(part, bytes):
-        return part
-    if isinstance(part, str):
-        return read_bytes(part)
-    offset, size = part
-    return read_bytes(record["tar"], offset, size)
-
-
-def index_of_tar(path: str) -> Iterator[tuple[str, Record]]:
-    """Where in a tar the parts of each record are."""
-    found: dict[str, Record] = {}
-    damage = None
-    with open_file(path) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    name, _, kind = Path(member.name).name.rpartition(".")
-                    if member.isfile() and kind in ("jpg", "json"):
-                        record = found.setdefault(name, {"name": name, "tar": path})
-                        record[kind] = [member.offset_data, member.size]
-        except tarfile.TarError as error:
-            damage = f"The tar {path} is damaged: {error}"
-    yield from found.items()
-    if damage is not None:
-        yield path, {"damage": damage}
-
-
-def contents_of_tar(path: str) -> Iterator[tuple[str, Record]]:
-    """The parts of each record of a tar, which is read once from beginning to end."""
-    waiting: dict[str, Record] = {}
-    with open_file(path) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r|") as tar:
-                for member in tar:
-                    name, _, kind = Path(member.name).name.rpartition(".")
-                    if not member.isfile() or kind not in ("jpg", "json"):
-                        continue
-                    record = waiting.setdefault(name, {"name": name, "jpg": None, "json": None})
-                    opened = tar.extractfile(member)
-                    record[kind] = b"" if opened is None else opened.read()
-                    if record["jpg"] is not None and record["json"] is not None:
-                        yield name, waiting.pop(name)
-                    elif len(waiting) > MOST_WAITING:
-                        raise tarfile.ReadError(
-                            f"more than {MOST_WAITING} pictures and annotations are far apart; "
-                            "fetch it, to read it from disk"
-                        )
-        except tarfile.TarError as error:
-            yield path, {"damage": f"The tar {path} is damaged: {error}"}
-    yield from waiting.items()  # of which a part is missing
+def part_of(file_name: str) -> tuple[str, str] | None:
+    """Image and kind of a file."""
+    name, _, kind = file_name.rpartition(".")
+    return (name, kind) if kind in ("jpg", "json") else None
 
 
 def number_in(name: str) -> tuple[int, str]:
@@ -192,30 +131,18 @@ def write_sa1b(samples: Iterable[ImageSample], folder: str | Path, per_tar: int 
         folder: To write to.
         per_tar: Images in each of the tars; None writes single files.
     """
-    folder = Path(folder)
+    folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
-    tar = None
-    for count, sample in enumerate(samples):
+    for sample in samples:
         name = sample.source_id if isinstance(sample.source_id, str) else f"sa_{sample.source_id}"
-        content = annotations_of(sample, name)
-        picture = io.BytesIO()
+        paths = [folder / f"{name}.json"]
+        write_json(paths[0], annotations_of(sample, name))
         if sample.image is not None:
-            Image.fromarray(np.ascontiguousarray(sample.image)).save(picture, "JPEG", quality=95)
-        if per_tar is None:
-            (folder / f"{name}.jpg").write_bytes(picture.getvalue())
-            write_json(folder / f"{name}.json", content)
-            continue
-        if count % per_tar == 0:
-            if tar is not None:
-                tar.close()
-            tar = tarfile.open(folder / f"sa_{count // per_tar:06d}.tar", "w")  # noqa: SIM115
-        text = json.dumps(content).encode()
-        for kind, data in (("jpg", picture.getvalue()), ("json", text)):
-            member = tarfile.TarInfo(f"./{name}.{kind}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    if tar is not None:
-        tar.close()
+            paths.insert(0, folder / f"{name}.jpg")
+            write_image(paths[0], sample.image)
+        written.append(paths)
+    if per_tar is not None:
+        pack_tars(written, str(folder / "sa_{:06d}.tar"), per_tar)
 
 
 def annotations_of(sample: ImageSample, name: str) -> dict[str, Any]:

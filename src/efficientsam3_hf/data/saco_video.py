@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .clips import ClipReader, Cut
+from .clips import ClipReader, Cut, seen_masks
 from .files import join, read_json, write_image, write_json
 from .loading import Record
-from .masks_rle import rle_area, rle_box, to_rle
+from .masks_rle import rle_area, rle_box
 from .samples import ClipQuery, ClipSample, Masklet
 
 
@@ -90,11 +90,7 @@ class SacoVideos(ClipReader):
 
 def read_masklet(annotation: dict[str, Any], size: tuple[int, int], frames: list[int]) -> Masklet:
     """A masklet in the frames that are wanted and where it is seen."""
-    rles = {}
-    for frame in frames:
-        segmentation = annotation["segmentations"][frame]
-        if segmentation is not None:
-            rles[frame] = to_rle(segmentation, size)
+    rles = seen_masks(((frame, annotation["segmentations"][frame]) for frame in frames), size)
     details = {"iscrowd": annotation["iscrowd"]} if annotation.get("iscrowd") else {}
     return Masklet(rles, annotation["id"], details)
 

@@ -1,6 +1,6 @@
 """SA-V: videos of 24 frames a second, of which every fourth is annotated.
 
-    train    sav_000001.mp4, sav_000001_manual.json, sav_000001_auto.json in whatever folders
+    train    sav_000001.mp4, sav_000001_manual.json, sav_000001_auto.json in tars or folders
     val      JPEGImages_24fps/{video}/00000.jpg, Annotations_6fps/{video}/000/00000.png, sav_val.txt
 
 Entry j of `masklet` in the JSON belongs to frame 4 j of the video.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .clips import ClipReader, Cut, positions_of
+from .clips import ClipReader, Cut, positions_of, seen_masks
 from .files import (
     join,
     list_below,
@@ -26,9 +26,10 @@ from .files import (
     write_json,
 )
 from .loading import Record
-from .masks_rle import decode_rle, rle_area, to_rle
+from .masks_rle import decode_rle, to_rle
 from .samples import ClipQuery, ClipSample, Masklet
-from .video import FileVideo, import_av, natural_order
+from .tar_shards import index_of_tar, pack_tars, read_part, read_tar
+from .video import import_av, natural_order
 
 FRAMES_PER_ANNOTATION = 4
 
@@ -52,37 +53,76 @@ class SavVideos(ClipReader):
     """Videos of SA-V as it is for training.
 
     Args:
-        folder: That holds the files, at whatever depth. May be an address; then videos are fetched
-            when they are asked for, and kept.
-        masklets: "manual", "auto" or "both".
+        folder: Of tars, or of the files, at whatever depth. May be an address; tars there are
+            streamed, and single videos fetched when they are asked for, and kept.
+        masklets: "manual", "auto" or "both". Videos that have none of these are left out.
+        tars: Which of the tars, as a pattern.
         cut, pixels: As for `ClipReader`.
     """
 
     source = "sav"
 
     def __init__(
-        self, folder: str, masklets: str = "manual", cut: Cut | None = None, pixels: bool = True
+        self,
+        folder: str,
+        masklets: str = "manual",
+        tars: str = "*.tar",
+        cut: Cut | None = None,
+        pixels: bool = True,
     ):
         if masklets not in ("manual", "auto", "both"):
             raise ValueError(f'masklets is "manual", "auto" or "both", not {masklets!r}.')
         super().__init__(cut, pixels)
-        self.folder, self.masklets = str(folder), masklets
+        self.folder, self.masklets, self.tars = str(folder), masklets, tars
 
     def __str__(self) -> str:
         return self.folder
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of masklets, which each have a file of their own."""
+        return ("manual", "auto") if self.masklets == "both" else (self.masklets,)
+
+    def part_of(self, file_name: str) -> tuple[str, str] | None:
+        """Video and kind of a file, if it is of any use."""
+        stem, ending = file_name.rsplit(".", 1) if "." in file_name else (file_name, "")
+        if ending == "mp4":
+            return stem, "mp4"
+        name, _, kind = stem.rpartition("_")
+        return (name, kind) if ending == "json" and kind in self.kinds else None
+
+    def annotated(self, records: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
+        """Records that have masklets, or are damaged."""
+        for name, record in records:
+            if "damage" in record or any(record.get(kind) is not None for kind in self.kinds):
+                yield name, record
+
+    def shards(self) -> list[str]:
+        return list_below(self.folder, self.tars)
+
     def records(self) -> Iterator[tuple[str, Record]]:
+        shards = self.shards()
+        for shard in shards:
+            yield from self.annotated(index_of_tar(shard, self.part_of))
+        if shards:
+            return
         videos: dict[str, Record] = {}
-        for kind in ("manual", "auto") if self.masklets == "both" else (self.masklets,):
-            ending = f"_{kind}.json"
-            for path in list_below(self.folder, f"*{ending}"):
-                stem = path.removesuffix(ending)
-                videos.setdefault(stem, {"mp4": f"{stem}.mp4", "json": {}})["json"][kind] = path
-        for stem in sorted(videos):
-            yield Path(stem).name, videos[stem]
+        for path in list_below(self.folder, "*.*"):
+            part = self.part_of(Path(path).name)
+            if part is not None:
+                name, kind = part
+                videos.setdefault(name, {"name": name})[kind] = path
+        yield from self.annotated(sorted(videos.items()))
+
+    def records_of_shard(self, shard: str) -> Iterator[tuple[str, Record]]:
+        return self.annotated(read_tar(shard, self.part_of, ("mp4", *self.kinds)))
 
     def read(self, record: Record) -> ClipSample:
-        contents = {kind: json.loads(read_bytes(path)) for kind, path in record["json"].items()}
+        contents = {
+            kind: json.loads(read_part(record, kind))
+            for kind in self.kinds
+            if record.get(kind) is not None or "damage" in record
+        }
         first = next(iter(contents.values()))
         size = (int(first["video_height"]), int(first["video_width"]))
         num_frames = int(first["video_frame_count"])
@@ -113,11 +153,13 @@ class SavVideos(ClipReader):
         )
         if not self.pixels:
             return sample
-        path = local_path(record["mp4"])
-        video = FileVideo(path)
-        if (video.height, video.width) != size:
-            raise ValueError(f"{path} has {(video.height, video.width)} pixels, not {size}.")
-        return self.add_frames(sample, path)
+        source = record.get("mp4")
+        source = local_path(source) if isinstance(source, str) else read_part(record, "mp4")
+        sample = self.add_frames(sample, source)
+        found = (sample.video.height, sample.video.width)
+        if found != size:
+            raise ValueError(f"{sample.video} has {found} pixels (height, width), not {size}.")
+        return sample
 
 
 def read_masklets(
@@ -130,11 +172,8 @@ def read_masklets(
     entries = content["masklet"]
     masklets = []
     for position, number in enumerate(content["masklet_id"]):
-        rles = {}
-        for frame in wanted:
-            rle = to_rle(entries[frame // FRAMES_PER_ANNOTATION][position], size)
-            if rle_area(rle):
-                rles[frame] = rle
+        masks = ((frame, entries[frame // FRAMES_PER_ANNOTATION][position]) for frame in wanted)
+        rles = seen_masks(masks, size)
         details = {name: content[name][position] for name in DETAILS if content.get(name)}
         source_id = number if kind == "manual" else f"a{number}"
         masklets.append(Masklet(rles, source_id, details))
@@ -179,14 +218,12 @@ class SavFolders(ClipReader):
         wanted = set(annotated if chosen is None else chosen)
         masklets, size = [], None
         for number, of_object in paths.items():
-            rles = {}
-            for frame in sorted(wanted & set(of_object)):
-                labels = read_labels(of_object[frame])
-                size = size or labels.shape
-                rle = to_rle(labels > 0, size)
-                if rle_area(rle):
-                    rles[frame] = rle
-            masklets.append(Masklet(rles, number))
+            masks = {
+                frame: read_labels(of_object[frame]) > 0
+                for frame in sorted(wanted & set(of_object))
+            }
+            size = size or next((mask.shape for mask in masks.values()), None)
+            masklets.append(Masklet(seen_masks(masks.items(), size or (0, 0)), number))
         if size is None:
             raise ValueError(f"{masks_folder} has no masks.")
         sample = ClipSample(
@@ -203,16 +240,22 @@ class SavFolders(ClipReader):
         return self.add_frames(sample, [join(frames_folder, frame) for frame in frames])
 
 
-def write_sav_videos(clips: Iterable[ClipSample], folder: str | Path, kind: str = "manual") -> None:
+def write_sav_videos(
+    clips: Iterable[ClipSample],
+    folder: str | Path,
+    kind: str = "manual",
+    per_tar: int | None = None,
+) -> None:
     """Write clips, annotated at every fourth frame, as SA-V has them for training.
 
     Args:
         clips: With video.
         folder: To write to.
         kind: "manual" or "auto".
+        per_tar: Videos in each of the tars; None writes single files.
     """
     av = import_av()
-    folder = Path(folder)
+    folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for clip in clips:
         check_annotated(clip)
@@ -236,13 +279,17 @@ def write_sav_videos(clips: Iterable[ClipSample], folder: str | Path, kind: str 
         for name in DETAILS:
             if clip.masklets and all(name in masklet.details for masklet in clip.masklets):
                 content[name] = [masklet.details[name] for masklet in clip.masklets]
-        write_json(folder / f"{clip.source_id}_{kind}.json", content)
-        with av.open(str(folder / f"{clip.source_id}.mp4"), "w") as container:
+        paths = [folder / f"{clip.source_id}.mp4", folder / f"{clip.source_id}_{kind}.json"]
+        written.append(paths)
+        write_json(paths[1], content)
+        with av.open(str(paths[0]), "w") as container:
             stream = container.add_stream("libx264", rate=int(FPS))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for frame in clip.video or ():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.pixels)))
             container.mux(stream.encode())
+    if per_tar is not None:
+        pack_tars(written, str(folder / "sav_{:03d}.tar"), per_tar, inside="sav_train")
 
 
 def write_sav_folders(clips: Iterable[ClipSample], folder: str | Path, split: str = "val") -> None:

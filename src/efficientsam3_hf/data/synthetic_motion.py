@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .synthetic_shapes import Thing
+from .synthetic_world import World
 
 Place = tuple[float, float]
 
@@ -37,7 +38,9 @@ def place_at(path: Path, time: float) -> Thing:
     return path.thing.moved(centre, path.spin * time)
 
 
-def choose_paths(things: Sequence[Thing], generator: np.random.Generator) -> list[Path]:
+def choose_paths(
+    things: Sequence[Thing], world: World, generator: np.random.Generator
+) -> list[Path]:
     """A path for each thing, from back to front; most clips have a hard event for a tracker."""
     rest = list(things)
     back: list[Path] = []
@@ -63,8 +66,12 @@ def choose_paths(things: Sequence[Thing], generator: np.random.Generator) -> lis
             Path(second, "cross", (east, west), spins[-2]),
         ]
     elif event == "hide" and len(rest) >= 2:
-        hidden = replace(rest.pop(), radius=0.07, size="small")
-        screen = replace(rest.pop(), shape="square", radius=0.2, size="large")
+        sizes = sorted(world.sizes, key=lambda size: world.sizes[size])
+        small, large = sizes[0], sizes[-1]
+        hidden = replace(rest.pop(), radius=world.sizes[small][0], size=small)
+        screen = replace(rest.pop(), radius=world.sizes[large][1], size=large)
+        if "square" in world.shapes:
+            screen = replace(screen, shape="square")
         x, y = generator.uniform(0.35, 0.65, 2)
         back.append(Path(hidden, "hide", ((x, y), (x + 0.04, y)), 0.0))
         stations = ((x - 0.6, y), (x, y), (x + 0.6, y))

@@ -4,48 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .synthetic_shapes import COLOURS, PATTERNS, SHAPES, Thing
-
-# Words for the same; the first is the common one.
-SYNONYMS = {
-    "circle": ("circle", "disc"),
-    "square": ("square", "box"),
-    "cross": ("cross", "plus sign"),
-    "ring": ("ring", "hoop"),
-    "crescent": ("crescent", "moon"),
-    "oval": ("oval", "ellipse"),
-    "diamond": ("diamond", "rhombus"),
-    "red": ("red", "crimson"),
-    "purple": ("purple", "violet"),
-    "striped": ("striped", "stripy"),
-    "dotted": ("dotted", "spotted"),
-    "checkered": ("checkered", "chequered"),
-    "plain": ("plain", "unpatterned"),
-    "small": ("small", "little"),
-    "large": ("large", "big"),
-    "object": ("object", "thing"),
-}
-
-WORDS = {
-    "shape": tuple(SHAPES),
-    "colour": tuple(COLOURS),
-    "pattern": PATTERNS,
-    "size": ("small", "large"),
-}
-
-# What phrases say, in the order of words. Negatives have the same forms in the same shares, so that
-# the form of a phrase tells nothing of whether it is there.
-FORMS = (
-    ("shape",),
-    ("colour",),
-    ("colour", "shape"),
-    ("colour", "shape"),
-    ("pattern", "shape"),
-    ("pattern", "colour"),
-    ("size", "shape"),
-    ("size", "colour", "shape"),
-    ("pattern", "colour", "shape"),
-)
+from .synthetic_shapes import Thing
+from .synthetic_world import SYNONYMS, World, choose
 
 Meaning = tuple[tuple[str, str], ...]
 
@@ -64,44 +24,65 @@ def to_words(meaning: Meaning, generator: np.random.Generator, synonyms: float =
     for word in words:
         others = SYNONYMS.get(word, (word,))
         use_other = len(others) > 1 and generator.random() < synonyms
-        chosen.append(others[int(generator.integers(1, len(others)))] if use_other else word)
+        chosen.append(choose(generator, others[1:]) if use_other else word)
     return " ".join(chosen)
 
 
-def choose_positives(
-    things: Sequence[Thing], count: int, generator: np.random.Generator
+def choose_meanings(
+    things: Sequence[Thing],
+    positives: int,
+    negatives: int,
+    world: World,
+    generator: np.random.Generator,
 ) -> list[Meaning]:
-    """Different meanings, each of which names a thing."""
-    meanings: list[Meaning] = []
-    for _ in range(8 * count if things else 0):
-        form = FORMS[int(generator.integers(len(FORMS)))]
-        thing = things[int(generator.integers(len(things)))]
-        meaning = tuple((attribute, getattr(thing, attribute)) for attribute in form)
-        if meaning not in meanings and ("size", "medium") not in meaning:
-            meanings.append(meaning)
-        if len(meanings) == count:
+    """Different meanings that name something, then ones that name nothing.
+
+    Both are drawn in pairs of one form, so that the form of a phrase tells nothing of whether it
+    is there.
+    """
+    there: list[Meaning] = []
+    absent: list[Meaning] = []
+    wanted = max(positives, negatives)
+    for _ in range(16 * wanted if things else 0):
+        form = world.forms[int(generator.integers(len(world.forms)))]
+        named = draw_positive(things, form, generator) if positives else None
+        unnamed = draw_negative(things, form, world, generator) if negatives else None
+        if positives and (named is None or named in there):
+            continue
+        if negatives and (unnamed is None or unnamed in absent):
+            continue
+        there += [named] if named is not None else []
+        absent += [unnamed] if unnamed is not None else []
+        if max(len(there), len(absent)) == wanted:
             break
-    return meanings
+    return there[:positives] + absent[:negatives]
 
 
-def choose_negatives(
-    things: Sequence[Thing], count: int, generator: np.random.Generator, hard: float = 0.75
-) -> list[Meaning]:
-    """Different meanings that name nothing; the hard ones differ in one word from a thing."""
-    meanings: list[Meaning] = []
-    for _ in range(16 * count):
-        form = FORMS[int(generator.integers(len(FORMS)))]
-        values = {name: WORDS[name][int(generator.integers(len(WORDS[name])))] for name in form}
-        if things and generator.random() < hard:
+def draw_positive(
+    things: Sequence[Thing], form: Sequence[str], generator: np.random.Generator
+) -> Meaning | None:
+    """A meaning of this form that names a thing; None where all are of medium size, unsaid."""
+    sayable = [thing for thing in things if "size" not in form or thing.size != "medium"]
+    if not sayable:
+        return None
+    thing = sayable[int(generator.integers(len(sayable)))]
+    return tuple((attribute, getattr(thing, attribute)) for attribute in form)
+
+
+def draw_negative(
+    things: Sequence[Thing], form: Sequence[str], world: World, generator: np.random.Generator
+) -> Meaning | None:
+    """A meaning of this form that names nothing; a hard one differs in one word from a thing."""
+    words = world.words
+    for _ in range(8):
+        values = {name: choose(generator, words[name]) for name in form}
+        if generator.random() < world.hard:
             thing = things[int(generator.integers(len(things)))]
-            kept = generator.integers(len(form))  # the one attribute that stays as drawn
-            for position, name in enumerate(form):
-                if position != kept:
-                    values[name] = getattr(thing, name)
+            drawn = form[int(generator.integers(len(form)))]  # the one word that is not its own
+            if "size" in form and drawn != "size" and thing.size == "medium":
+                continue
+            values |= {name: getattr(thing, name) for name in form if name != drawn}
         meaning = tuple((name, values[name]) for name in form)
-        named = any(meets(thing, meaning) for thing in things)
-        if not named and meaning not in meanings and ("size", "medium") not in meaning:
-            meanings.append(meaning)
-        if len(meanings) == count:
-            break
-    return meanings
+        if not any(meets(thing, meaning) for thing in things):
+            return meaning
+    return None

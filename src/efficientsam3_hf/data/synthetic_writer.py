@@ -19,7 +19,7 @@ from .video_folders import FORMS as FOLDER_FORMS
 from .video_folders import write_video_folders
 
 IMAGE_FORMS = ("sa1b", "sa1b_tars", "coco", "lvis", "roboflow", "saco")
-VIDEO_FORMS = ("sav_videos", "sav_folders", "saco_video", *FOLDER_FORMS)
+VIDEO_FORMS = ("sav_videos", "sav_tars", "sav_folders", "saco_video", *FOLDER_FORMS)
 
 PER_TAR = 1000
 
@@ -41,6 +41,7 @@ def write_synthetic(
     seed: int = 0,
     side: int = 224,
     num_frames: int = 16,
+    **options: Any,
 ) -> Reader:
     """Write scenes or clips, and return the reader for them.
 
@@ -52,10 +53,11 @@ def write_synthetic(
         seed: Another one makes another world of the same kind.
         side: Height and width in pixels.
         num_frames: Of each clip.
+        options: Others of `Scenes` or `Clips`, such as `world`.
     """
     check_choice("form", form, (*IMAGE_FORMS, *VIDEO_FORMS))
     check_choice("split", split, ("train", "val", "test"))
-    options: dict[str, Any] = {"split": split, "seed": seed, "side": side}
+    options |= {"split": split, "seed": seed, "side": side}
     options["ask"] = QUESTIONS.get(form, "anything")
     if form in IMAGE_FORMS:
         scenes = Scenes(count, **options)
@@ -83,8 +85,8 @@ def write_images(folder: Path, form: str, split: str, scenes: Iterator) -> Reade
 
 def write_videos(folder: Path, form: str, split: str, clips: Iterator) -> Reader:
     """Write clips, and return the reader for them."""
-    if form == "sav_videos":
-        write_sav_videos(clips, folder)
+    if form in ("sav_videos", "sav_tars"):
+        write_sav_videos(clips, folder, per_tar=PER_TAR if form == "sav_tars" else None)
         return SavVideos(str(folder))
     if form == "sav_folders":
         write_sav_folders(clips, folder, split)

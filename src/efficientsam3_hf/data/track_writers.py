@@ -10,12 +10,14 @@ for each object in the frame.
 
 import json
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..visualize import draw_instances, to_array
 from .masks_rle import import_mask_api, to_rle
@@ -71,19 +73,34 @@ class RleWriter(TrackWriter):
     Args:
         path: File to write.
         video: Name of the video, put into every record; None leaves it out.
+        append: Whether to go on with the file of a process that died, in place of starting it. What
+            it wrote from the first frame on that comes again is replaced.
     """
 
-    def __init__(self, path: str | Path, video: str | None = None):
+    def __init__(self, path: str | Path, video: str | None = None, append: bool = False):
         import_mask_api()  # an error now is better than one after the first frame
         self.video = video
         self.is_list = Path(path).suffix != ".jsonl"
-        self.is_first = True
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by `close`
-        if self.is_list:
-            self.file.write("[")
+        self.old: dict[int, int] = {}  # frame of the earlier process -> where its records begin
+        end = 0
+        if append and Path(path).exists():
+            self.old, end = old_records(Path(path))
+        self.file = open(path, "r+b" if append and Path(path).exists() else "wb")  # noqa: SIM115
+        self.cut(end)
+
+    def cut(self, end: int) -> None:
+        """Leave the file as it was when its last record ended there; 0 for none."""
+        self.file.truncate(end)
+        self.file.seek(end)
+        self.is_first = end == 0
+        if self.is_list and self.is_first:
+            self.file.write(b"[")
 
     def write(self, result: FrameOfTracks, image: Any = None) -> None:
+        if result.frame_index in self.old:
+            self.cut(self.old[result.frame_index])
+            self.old = {}
         masks, boxes, scores = (
             to_array(result.masks),
             to_array(result.boxes),
@@ -101,34 +118,66 @@ class RleWriter(TrackWriter):
             }
             if self.video is not None:
                 record = {"video": self.video, **record}
-            if self.is_list and not self.is_first:
-                self.file.write(",")
-            self.file.write("\n" if self.is_list else "")
-            self.file.write(json.dumps(record, ensure_ascii=False))
-            self.file.write("" if self.is_list else "\n")
+            line = json.dumps(record, ensure_ascii=False).encode()
+            if self.is_list:
+                line = (b"\n" if self.is_first else b",\n") + line
+            else:
+                line += b"\n"
+            self.file.write(line)
             self.is_first = False
         self.file.flush()
 
     def close(self) -> None:
         if not self.file.closed:
-            self.file.write("\n]\n" if self.is_list else "")
+            self.file.write(b"\n]\n" if self.is_list else b"")
             self.file.close()
+
+
+def old_records(path: Path) -> tuple[dict[int, int], int]:
+    """Where the records of each frame begin in a file of tracks, and where the last whole one ends.
+
+    What a process was writing when it died is no whole record. Places lie behind the record before.
+    """
+    frames: dict[int, int] = {}
+    position = end = 0
+    is_list = path.suffix != ".jsonl"
+    with open(path, "rb") as file:
+        for line in file:
+            text = line.rstrip(b",\n") if is_list else line
+            position += len(line)
+            if is_list and text in (b"[", b"]", b""):
+                continue
+            try:
+                frame = json.loads(text)["frame_index"]
+            except (ValueError, KeyError, TypeError) as error:
+                if line.endswith(b"\n"):
+                    raise ValueError(
+                        f"{path} holds a line that is no track, and so cannot be appended to: "
+                        f"{line[:60]!r}."
+                    ) from error
+                break
+            if not is_list and not line.endswith(b"\n"):
+                break
+            frames.setdefault(frame, end)
+            end = position - len(line) + len(text)
+    return frames, end
 
 
 class DavisWriter(TrackWriter):
     """A PNG for each frame, whose pixels are the numbers of objects, 0 for none.
 
-    Objects are numbered from 1 in the order in which they come, as `numbers` tells. Where two
-    overlap, the pixel goes to the one with the higher score.
+    Objects are numbered from 1 in the order in which they come, as `numbers` tells, and the text
+    chunk `objects` of each PNG. Where two overlap, the pixel goes to the one with the higher score.
 
     Args:
         folder: Where to write `00000.png`, `00001.png`, ...
+        append: Whether to go on with the numbers of a process that died, which lie there.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, append: bool = False):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.numbers: dict[int, int] = {}
+        self.numbers: dict[int, int] = old_numbers(self.folder) if append else {}
 
     def write(self, result: FrameOfTracks, image: Any = None) -> None:
         masks, scores = to_array(result.masks).astype(bool), to_array(result.scores)
@@ -145,13 +194,34 @@ class DavisWriter(TrackWriter):
             labels[masks[row]] = self.numbers[int(result.object_ids[row])]
         picture = Image.frombytes("P", (width, height), labels.tobytes())
         picture.putpalette(davis_palette())
-        picture.save(self.folder / f"{result.frame_index:05d}.png")
+        text = PngInfo()
+        text.add_text("objects", json.dumps(self.numbers))
+        path = self.folder / f"{result.frame_index:05d}.png"
+        unfinished = path.with_suffix(".unfinished")
+        picture.save(unfinished, format="png", pnginfo=text)
+        unfinished.replace(path)
+
+
+def old_numbers(folder: Path) -> dict[int, int]:
+    """Object -> number, as the PNGs of an earlier process say.
+
+    Whichever way that went, the last it wrote has the first or the last name.
+    """
+    paths = sorted(folder.glob("*.png"), key=lambda path: (len(path.name), path.name))
+    numbers: dict[int, int] = {}
+    for path in {*paths[:1], *paths[-1:]}:
+        with Image.open(path) as picture:
+            known = json.loads(picture.info.get("objects", "{}"))
+        if len(known) >= len(numbers):
+            numbers = {int(object_id): number for object_id, number in known.items()}
+    return numbers
 
 
 class OverlayWriter(TrackWriter):
     """A video (`.mp4`, `.mkv`, ...) or `.gif` with the objects drawn on their frames.
 
-    A GIF is kept in memory until it is closed; a video is not.
+    A GIF is kept in memory until it is closed; a video is not. Neither can be appended to: what
+    goes on after a process died is written to another file.
 
     Args:
         path: File to write.
@@ -159,6 +229,8 @@ class OverlayWriter(TrackWriter):
     """
 
     def __init__(self, path: str | Path, fps: float = 24.0):
+        if fps <= 0:
+            raise ValueError(f"fps={fps} is no number of frames a second: it is more than 0.")
         self.path, self.fps = Path(path), fps
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.pictures: list[Image.Image] = []  # of a GIF, which is written at the end
@@ -189,7 +261,8 @@ class OverlayWriter(TrackWriter):
         """Begin the file, when the size of the frames is known."""
         self.container = self.av.open(str(self.path), "w")
         codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
-        self.stream = self.container.add_stream(codec, rate=round(self.fps))
+        rate = Fraction(self.fps).limit_denominator(1001)  # finds 30000 / 1001 in 29.97
+        self.stream = self.container.add_stream(codec, rate=rate)
         self.stream.width, self.stream.height = (side + side % 2 for side in size)
         self.stream.pix_fmt = "yuv420p"
 

@@ -67,8 +67,7 @@ class Video:
                 wanted = True
                 yield frame
         if not wanted:
-            beyond = f" from frame {self.start} on" if self.start else ""
-            raise ValueError(f"{self} holds no frames{beyond}.")
+            raise ValueError(no_frames(self, self.start))
 
     def frames(self) -> Iterator[Frame]:
         """Every frame from `start` to `stop`; those that `step` skips may be left out."""
@@ -215,6 +214,8 @@ def open_video(
             raise FileNotFoundError(f"There is no video {path}.")
         return FileVideo(str(source), **span)
     if isinstance(source, Video):
+        if (start, stop, step) != (0, None, 1):
+            raise ValueError("A Video has a start, stop and step of its own: open its source anew.")
         return source
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return PicturesVideo(source, "The video", **span)
@@ -231,8 +232,18 @@ def number_frames(
     pictures: Iterator[Any], start: int, stop: int | None, step: int
 ) -> Iterator[Frame]:
     """Frames out of an iterator, which may have no end."""
+    wanted = False
     for index, picture in islice(enumerate(pictures), start, stop, step):
+        wanted = True
         yield (picture if isinstance(picture, Frame) else Frame(index, None, read_picture(picture)))
+    if not wanted:
+        raise ValueError(no_frames("The iterator", start))
+
+
+def no_frames(name: object, start: int) -> str:
+    """What to say of a video that gave none."""
+    beyond = f" from frame {start} on" if start else ""
+    return f"{name} holds no frames{beyond}."
 
 
 def pictures_in(folder: Path) -> list[Path]:

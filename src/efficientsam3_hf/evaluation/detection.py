@@ -33,12 +33,11 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 @dataclass
 class Matches:
-    """Predictions of one category, in images one after another, and what they were matched to.
+    """Predictions of one category, those with the best scores first, and what they match.
 
     Args:
         images: Index of the image of each prediction.
         ranks: Place of each among its image's predictions, by score.
-        scores: Of each prediction.
         matched: (thresholds, predictions) is matched to an object.
         ignored: (thresholds, predictions) counts neither as right nor as wrong.
         objects: How many objects each image has to find.
@@ -46,7 +45,6 @@ class Matches:
 
     images: np.ndarray
     ranks: np.ndarray
-    scores: np.ndarray
     matched: np.ndarray
     ignored: np.ndarray
     objects: np.ndarray
@@ -117,7 +115,8 @@ def summarize(detections: Detections, weights: np.ndarray | None = None) -> dict
         raise ValueError(f"{len(weights)} weights for {len(detections.image_ids)} images.")
     weights = np.asarray(weights, dtype=np.float64)
     most = detections.most[-1]
-    curves = {key: _curve(matches, weights, most) for key, matches in detections.matches.items()}
+    matches = detections.matches
+    curves = {key: _curve(each, weights, most) for key, each in matches.items()}
     precision = {key: curve[0] for key, curve in curves.items()}
     summary = {
         "AP": _mean(precision, "all"),
@@ -129,11 +128,8 @@ def summarize(detections: Detections, weights: np.ndarray | None = None) -> dict
         of_letter = {k: v for k, v in precision.items() if detections.frequencies[k[0]] == letter}
         summary[f"AP{letter}"] = _mean(of_letter, "all")
     for few in detections.most[:-1]:
-        recall = {
-            key: _curve(matches, weights, few)[1]
-            for key, matches in detections.matches.items()
-            if key[1] == "all"
-        }
+        of_all = {key: each for key, each in matches.items() if key[1] == "all"}
+        recall = {key: _recall(each, weights, few) for key, each in of_all.items()}
         summary[f"AR@{few}"] = _mean(recall, "all")
     recall = {key: curve[1] for key, curve in curves.items()}
     summary[f"AR@{most}"] = _mean(recall, "all")
@@ -199,12 +195,15 @@ def _join(entries: Sequence[Mapping[str, Any]], index_of: Mapping[int, int]) -> 
     for entry in entries:
         objects[index_of[entry["image_id"]]] += np.count_nonzero(np.equal(entry["gtIgnore"], 0))
     counts = [len(entry["dtScores"]) for entry in entries]
+    scores = np.concatenate([np.asarray(entry["dtScores"], float) for entry in entries])
+    order = np.argsort(-scores, kind="stable")
+    matched = np.concatenate([entry["dtMatches"] > 0 for entry in entries], axis=1)
+    ignored = np.concatenate([entry["dtIgnore"].astype(bool) for entry in entries], axis=1)
     return Matches(
-        images=np.repeat([index_of[entry["image_id"]] for entry in entries], counts),
-        ranks=np.concatenate([np.arange(count) for count in counts]),
-        scores=np.concatenate([np.asarray(entry["dtScores"], float) for entry in entries]),
-        matched=np.concatenate([entry["dtMatches"] > 0 for entry in entries], axis=1),
-        ignored=np.concatenate([entry["dtIgnore"].astype(bool) for entry in entries], axis=1),
+        images=np.repeat([index_of[entry["image_id"]] for entry in entries], counts)[order],
+        ranks=np.concatenate([np.arange(count) for count in counts])[order],
+        matched=matched[:, order],
+        ignored=ignored[:, order],
         objects=objects,
     )
 
@@ -214,19 +213,29 @@ def _curve(matches: Matches, weights: np.ndarray, most: int) -> tuple[np.ndarray
     objects = weights @ matches.objects
     if objects == 0:
         return np.zeros((0, len(RECALLS))), np.zeros(0)
-    kept = np.nonzero(matches.ranks < most)[0]
-    order = kept[np.argsort(-matches.scores[kept], kind="stable")]
-    counted = weights[matches.images[order]] * ~matches.ignored[:, order]
-    right = np.cumsum(counted * matches.matched[:, order], axis=1)
-    wrong = np.cumsum(counted * ~matches.matched[:, order], axis=1)
-    recall, precision = right / objects, right / (right + wrong + np.spacing(1))
+    right, counted = _counted(matches, weights, most)
+    found = np.cumsum(right, axis=1)
+    recall, precision = found / objects, found / (np.cumsum(counted, axis=1) + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     at_recall = np.zeros((len(recall), len(RECALLS)))
     for threshold, (reached, best) in enumerate(zip(recall, precision, strict=True)):
         places = np.searchsorted(reached, RECALLS, side="left")
         inside = places < len(best)
         at_recall[threshold, inside] = best[places[inside]]
-    return at_recall, recall[:, -1] if len(order) else np.zeros(len(recall))
+    return at_recall, recall[:, -1] if recall.size else np.zeros(len(recall))
+
+
+def _recall(matches: Matches, weights: np.ndarray, most: int) -> np.ndarray:
+    """Final recall (thresholds,) alone; empty without objects."""
+    objects = weights @ matches.objects
+    return _counted(matches, weights, most)[0].sum(axis=1) / objects if objects else np.zeros(0)
+
+
+def _counted(matches: Matches, weights: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each prediction (thresholds, predictions) is right, and how often it counts."""
+    kept = matches.ranks < most
+    counted = weights[matches.images[kept]] * ~matches.ignored[:, kept]
+    return counted * matches.matched[:, kept], counted
 
 
 def _mean(values: Mapping[tuple[int, str], np.ndarray], area: str) -> float:

@@ -1,10 +1,11 @@
 """Overlap of masks, boxes and masklets, by pycocotools: `pip install "efficientsam3-hf[eval]"`."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from ..data.masks_rle import decode_rle, to_text
 
 try:
     import pycocotools.mask
@@ -44,10 +45,7 @@ def to_array(mask: Mask, size: tuple[int, int] | None = None) -> np.ndarray:
     if not isinstance(mask, (dict, list)):
         array = np.asarray(mask)
         return array if array.dtype == bool else array > 0
-    with warnings.catch_warnings():
-        # pycocotools 2.0.11 has an `__array__` of before numpy 2.
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return coco_mask.decode(to_rle(mask, size)).astype(bool)
+    return decode_rle(to_text(to_rle(mask, size)))
 
 
 def area(mask: Mask) -> int:

@@ -24,7 +24,7 @@ def check_options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     if options.get("labels") is not None:
         raise ValueError(
-            "The model computes no loss and takes no labels: keep them out of its inputs, and "
+            f"{model} computes no loss and takes no labels: keep them out of its inputs, and "
             "compare its outputs with them yourself."
         )
     unknown = [name for name in options if name not in OUTPUT_OPTIONS | UNREAD_OPTIONS]

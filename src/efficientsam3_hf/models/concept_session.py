@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoSegmentationOutput
 
@@ -12,6 +14,7 @@ from .masklets import Masklet
 from .video_session import (
     EfficientSam3VideoSession,
     check_state,
+    count_bytes,
     read_state,
     write_state,
 )
@@ -27,9 +30,11 @@ class ConceptPrompt:
         attention_mask: (1, length), 0 where a token is padding.
         boxes: (1, boxes, 4) exemplars as (cx, cy, w, h) in [0, 1].
         boxes_labels: (1, boxes): 1 positive, 0 negative.
-        frame_idx: Frame of the exemplars.
+        frame_idx: Frame of the exemplars, by the session's count.
+        frame: (3, height, width): the pixels of that frame, of a stream, until they are encoded.
         text_embeds: (1, length, channels) of the phrase, once it has been encoded.
         exemplar_tokens: (1, boxes + 1, channels) of the exemplars, once their frame has been seen.
+        is_new: Whether no frame has been searched for it yet.
     """
 
     label: str
@@ -38,8 +43,19 @@ class ConceptPrompt:
     boxes: Tensor | None = None
     boxes_labels: Tensor | None = None
     frame_idx: int | None = None
+    frame: Tensor | None = None
     text_embeds: Tensor | None = None
     exemplar_tokens: Tensor | None = None
+    is_new: bool = True
+
+    def is_like(self, other: "ConceptPrompt") -> bool:
+        """Whether both say the same: one phrase, with the same exemplars of one frame or none."""
+        if (self.label, self.frame_idx) != (other.label, other.frame_idx):
+            return False
+        if self.boxes is None or other.boxes is None:
+            return self.boxes is other.boxes
+        mine, theirs = (self.boxes, self.boxes_labels), (other.boxes, other.boxes_labels)
+        return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(mine, theirs, strict=True))
 
 
 @dataclass
@@ -51,12 +67,14 @@ class EfficientSam3VideoOutput(Sam3VideoSegmentationOutput):
         obj_id_to_first_frame: Where each began.
         confirmed_obj_ids: Objects that can no longer turn out to be none.
         source_frame: Number of the frame where it came from; None if the session counts alike.
+        pixels: (height, width, 3) of 8 bits: the frame of a stream, while its result is waiting.
     """
 
     obj_id_to_prompt_id: dict[int, int] | None = None
     obj_id_to_first_frame: dict[int, int] | None = None
     confirmed_obj_ids: set[int] | None = None
     source_frame: int | None = None
+    pixels: np.ndarray | None = None
 
     def learn(self, later: "EfficientSam3VideoOutput", hotstart_delay: int) -> None:
         """Take over what a later frame says of the objects of this one."""
@@ -68,16 +86,20 @@ class EfficientSam3VideoOutput(Sam3VideoSegmentationOutput):
         }
 
 
-# Fields of an output that JSON holds; its masks are tensors.
+# Fields of an output that JSON holds; its masks and pixels are tensors.
 OUTPUT_FIELDS = (
     "object_ids", "obj_id_to_score", "obj_id_to_tracker_score", "removed_obj_ids",
     "suppressed_obj_ids", "frame_idx", "obj_id_to_prompt_id", "obj_id_to_first_frame",
     "confirmed_obj_ids", "source_frame",
 )  # fmt: skip
 
+# Fields of a session that are single numbers.
+COUNTS = ("max_obj_id", "last_look", "clock", "source_frame")
+
 # Fields of a prompt that hold tensors.
 PROMPT_TENSORS = (
-    "input_ids", "attention_mask", "boxes", "boxes_labels", "text_embeds", "exemplar_tokens",
+    "input_ids", "attention_mask", "boxes", "boxes_labels", "frame", "text_embeds",
+    "exemplar_tokens",
 )  # fmt: skip
 
 
@@ -94,7 +116,11 @@ class EfficientSam3ConceptSession:
         self.masklets: dict[int, Masklet] = {}
         self.removed: dict[int, int] = {}  # object -> frame in which it was found to be none
         self.max_obj_id = -1
-        self.pending: list[EfficientSam3VideoOutput] = []  # of a stream, whose results come late
+        self.last_look: int | None = None  # frame that was searched last, in this run
+        self.clock = -1  # frames that the detector has spoken for, from 0
+        self.ahead: range | None = None  # frames of a whole video that are still to come
+        self.source_frame: int | None = None  # number of the newest frame where it came from
+        self.pending: list[EfficientSam3VideoOutput] = []  # outputs whose results come late
 
     @property
     def obj_ids(self) -> list[int]:
@@ -109,19 +135,58 @@ class EfficientSam3ConceptSession:
     def add_prompt(self, prompt: ConceptPrompt) -> int:
         """Follow one more concept from now on; gives its number.
 
-        A phrase that is followed already keeps its number.
+        One that is followed already keeps its number.
         """
         for number, known in enumerate(self.prompts):
-            if known.label == prompt.label and known.boxes is None and prompt.boxes is None:
+            if known.is_like(prompt):
                 return number
+        if prompt.frame_idx is not None:
+            self.tracker.check_reachable(prompt.frame_idx)
+            if self.tracker.is_streaming and self.tracker.has_frame(prompt.frame_idx):
+                prompt.frame = self.tracker.get_frame(prompt.frame_idx)  # the next drives it out
         device = self.tracker.inference_device
         for name in PROMPT_TENSORS:
             value = getattr(prompt, name)
             setattr(prompt, name, None if value is None else value.to(device))
-        if prompt.frame_idx is not None:
-            self.tracker.check_reachable(prompt.frame_idx)
         self.prompts.append(prompt)
         return len(self.prompts) - 1
+
+    def can_look_for(self, prompt: ConceptPrompt) -> bool:
+        """Whether the exemplars of a prompt, if it has some, have been seen or can be."""
+        if prompt.frame_idx is None or prompt.exemplar_tokens is not None:
+            return True
+        return prompt.frame is not None or self.tracker.has_frame(prompt.frame_idx)
+
+    def is_due(self, frame_idx: int, every: int) -> bool:
+        """Whether to search a frame: every so many of a run, and at once where a prompt is new."""
+        if any(prompt.is_new and self.can_look_for(prompt) for prompt in self.prompts):
+            return True
+        if self.last_look is None or self.last_look == frame_idx:
+            return True
+        return abs(frame_idx - self.last_look) >= every
+
+    def note_look(self, frame_idx: int, every: int) -> int:
+        """Note that a frame has been searched; gives for how many frames it speaks.
+
+        These are itself and those since the last search, but never more than `every`: of frames
+        that were left out nobody has said anything.
+        """
+        since = 1 if self.last_look is None else abs(frame_idx - self.last_look)
+        weight = min(max(since, 1), every)
+        self.last_look = frame_idx
+        self.clock += weight
+        for prompt in self.prompts:
+            prompt.is_new = prompt.is_new and not self.can_look_for(prompt)
+        return weight
+
+    def begin_run(self, order: range) -> None:
+        """Go through a whole video, or through it again; what an earlier run left waiting is lost.
+
+        Args:
+            order: Its frames.
+        """
+        self.ahead, self.last_look = order, None
+        self.pending.clear()
 
     def add_masklet(self, masklet: Masklet) -> None:
         """Begin to follow an object."""
@@ -133,6 +198,25 @@ class EfficientSam3ConceptSession:
         self.tracker.remove_object(obj_id, strict)
         self.masklets.pop(obj_id, None)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors of the state, a whole video not among them."""
+        return count_bytes([*self.tracker.tensors(), *self.tensors().values()])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of prompts and of waiting outputs, by the names under which they are saved."""
+        found = {}
+        for number, prompt in enumerate(self.prompts):
+            for name in PROMPT_TENSORS:
+                if getattr(prompt, name) is not None:
+                    found[f"prompts.{number}.{name}"] = getattr(prompt, name)
+        for number, output in enumerate(self.pending):
+            for obj_id, mask in output.obj_id_to_mask.items():
+                found[f"pending.{number}.masks.{obj_id}"] = mask
+            if output.pixels is not None:
+                found[f"pending.{number}.pixels"] = torch.from_numpy(output.pixels)
+        return found
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write the state to a safetensors file, to go on from there another time.
 
@@ -140,23 +224,20 @@ class EfficientSam3ConceptSession:
         `load`.
         """
         tensors, tracker = self.tracker.state()
-        tensors = {f"tracker.{name}": tensor for name, tensor in tensors.items()}
-        for number, prompt in enumerate(self.prompts):
-            for name in PROMPT_TENSORS:
-                if getattr(prompt, name) is not None:
-                    tensors[f"prompts.{number}.{name}"] = getattr(prompt, name)
-        for number, output in enumerate(self.pending):
-            for obj_id, mask in output.obj_id_to_mask.items():
-                tensors[f"pending.{number}.{obj_id}"] = mask
+        tensors = {f"tracker.{name}": tensor for name, tensor in tensors.items()} | self.tensors()
         state = {
             "format": tracker["format"],
             "is_streaming": tracker["is_streaming"],
             "num_frames": tracker["num_frames"],
             "tracker": tracker,
-            "prompts": [{"label": p.label, "frame_idx": p.frame_idx} for p in self.prompts],
+            "prompts": [
+                {"label": p.label, "frame_idx": p.frame_idx, "is_new": p.is_new}
+                for p in self.prompts
+            ],
             "masklets": [asdict(masklet) for masklet in self.masklets.values()],
             "removed": list(self.removed.items()),
-            "max_obj_id": self.max_obj_id,
+            "ahead": None if self.ahead is None else as_list(self.ahead),
+            **{name: getattr(self, name) for name in COUNTS},
             "pending": [
                 {name: to_json(getattr(output, name)) for name in OUTPUT_FIELDS}
                 for output in self.pending
@@ -170,7 +251,7 @@ class EfficientSam3ConceptSession:
 
         Args:
             path: Where `save` wrote it.
-            video: The whole video, if it had one.
+            video: The whole video, if it had one, as `processor.frames(video)` gives it.
             devices: As in `EfficientSam3VideoSession.load`.
         """
         tensors, state = read_state(path)
@@ -193,13 +274,17 @@ class EfficientSam3ConceptSession:
             duplicates = {int(older): count for older, count in fields.pop("duplicates").items()}
             session.add_masklet(Masklet(**fields, duplicates=duplicates))
         session.removed = dict(state["removed"])
-        session.max_obj_id = state["max_obj_id"]
+        session.ahead = None if state["ahead"] is None else range(*state["ahead"])
+        for name in COUNTS:
+            setattr(session, name, state[name])
         for number, fields in enumerate(state["pending"]):
             output = EfficientSam3VideoOutput(
                 **{name: from_json(name, value) for name, value in fields.items()}
             )
-            masks = under(f"pending.{number}.", tensors)
+            masks = under(f"pending.{number}.masks.", tensors)
             output.obj_id_to_mask = {int(i): mask.to(device) for i, mask in masks.items()}
+            pixels = tensors.get(f"pending.{number}.pixels")
+            output.pixels = None if pixels is None else pixels.numpy()
             session.pending.append(output)
         return session
 
@@ -211,6 +296,11 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def as_list(order: range) -> list[int]:
+    """What makes a range again."""
+    return [order.start, order.stop, order.step]
 
 
 def to_json(value: Any) -> Any:

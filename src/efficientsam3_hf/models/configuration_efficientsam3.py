@@ -17,6 +17,7 @@ from .configuration_efficientsam3_video import (
     EfficientSam3TrackerVideoConfig,
     EfficientSam3VideoConfig,
 )
+from .objective_config import ObjectiveConfig
 
 
 @strict
@@ -280,6 +281,10 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
             transformers' `Sam3Model`, which runs it only where there are boxes.
         has_point_branch: Whether the geometry encoder takes exemplar points. transformers' SAM 3
             lacks the weights for them, and so does a checkpoint completed from it.
+        objective: What training asks for where it is not SAM 3's: fields of `ObjectiveConfig`.
+        init_local_box_bias: Whether fresh weights make queries look at the inside of their
+            reference boxes, without which a decoder hardly learns from scratch. Weights that are
+            loaded stay as they are.
     """
 
     model_type = "efficientsam3"
@@ -316,12 +321,15 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
     tracker_video_config: dict | PreTrainedConfig | None = None
     always_encode_geometry: bool = True
     has_point_branch: bool = True
+    objective: dict[str, Any] | None = None
+    init_local_box_bias: bool = False
     initializer_range: float = 0.02
 
     def validate_architecture(self):
         """Refuse widths that do not fit together, and sizes that cannot work."""
         check_context_length(self.context_length)
         check_side(self.image_size)
+        ObjectiveConfig.from_dict(self.objective)
         check_equal_widths(
             {
                 "vision_config.fpn_hidden_size": self.vision_config.fpn_hidden_size,

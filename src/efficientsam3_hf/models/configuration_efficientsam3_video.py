@@ -228,12 +228,22 @@ class EfficientSam3VideoConfig(CompositeConfig, SelfContainedConfigMixin, PreTra
     Args:
         detector_config: The concept model.
         tracker_config: The tracker in video, which shares the detector's trunk.
-        detect_every_nth_frame: 1 looks for new objects in every frame; n tracks only, in between.
-        lost_after: Frames without a mask after which an object is forgotten; None remembers all,
-            as transformers does, and grows with every object that a video ever shows.
+        detect_every_nth_frame: 1 looks for objects in every frame; n tracks only, in between. All
+            thresholds below count frames all the same: a look speaks for those since the last one.
+        lost_after: Frames without a detection that confirms it after which an object is forgotten;
+            None remembers all, as transformers does, and grows with every object that a video ever
+            shows.
         hotstart_delay: Frames within which a new masklet has to prove itself, and by which results
             come late.
+        hotstart_unmatch_thresh: Of these, frames without a detection at which it turns out to be
+            none.
+        hotstart_dup_thresh: Of these, frames with the detection of an older masklet at which it
+            turns out to be none.
         fill_hole_area: Largest hole or island, in pixels of the predicted masks, that is removed.
+        max_num_objects: Objects followed at a time, of all prompts; as many as SAM 3's detector can
+            find of one prompt in one frame.
+        recondition_every_nth_frame: How often a detection may confirm a mask so surely that the
+            frame counts as one with a prompt; counted from where tracking began.
     """
 
     model_type = "efficientsam3_video"
@@ -266,7 +276,7 @@ class EfficientSam3VideoConfig(CompositeConfig, SelfContainedConfigMixin, PreTra
     suppress_overlapping_based_on_recent_occlusion_threshold: float = 0.7
     decrease_trk_keep_alive_for_empty_masklets: bool = False
     fill_hole_area: int = 16
-    max_num_objects: int = 10000
+    max_num_objects: int = 200
     recondition_every_nth_frame: int = 16
     high_conf_thresh: float = 0.8
     high_iou_thresh: float = 0.8
@@ -287,14 +297,17 @@ class EfficientSam3VideoConfig(CompositeConfig, SelfContainedConfigMixin, PreTra
 
     def validate_architecture(self):
         """Refuse settings that contradict one another."""
+        every, delay = self.detect_every_nth_frame, self.hotstart_delay
+        if every < 1:
+            raise ValueError("detect_every_nth_frame is 1 or more.")
+        judged = every * ((delay - 1) // every)  # frames that looks speak for while one is young
         for name in ("hotstart_unmatch_thresh", "hotstart_dup_thresh"):
-            if 0 < self.hotstart_delay < getattr(self, name):
+            if delay > 0 and judged < getattr(self, name):
                 raise ValueError(
                     f"{name}={getattr(self, name)} can never be reached within hotstart_delay="
-                    f"{self.hotstart_delay}."
+                    f"{delay}: with detect_every_nth_frame={every}, detections speak for {judged} "
+                    "frames by then."
                 )
-        if self.detect_every_nth_frame < 1:
-            raise ValueError("detect_every_nth_frame is 1 or more.")
 
     @property
     def image_size(self) -> int:

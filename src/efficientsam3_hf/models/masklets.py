@@ -29,7 +29,7 @@ class Masklet:
         unmatched: Frames in which it had a mask, but no detection.
         duplicates: Older masklet -> frames in which one detection matched both.
         last_occluded: Last frame in which it was not seen, or -1.
-        lost_for: Frames since it last had a mask.
+        unconfirmed_for: Frames since a detection last confirmed it.
     """
 
     object_id: int
@@ -40,7 +40,7 @@ class Masklet:
     unmatched: int = 0
     duplicates: dict[int, int] = field(default_factory=dict)
     last_occluded: int = NEVER
-    lost_for: int = 0
+    unconfirmed_for: int = 0
 
     def age(self, frame: int) -> int:
         """Frames since it began, in whichever direction time runs."""
@@ -125,57 +125,80 @@ def associate(
 
 
 def judge(
-    masklets: list[Masklet], association: Association, frame: int, config
-) -> tuple[set[int], set[int]]:
-    """Note what a frame says of each masklet, and decide on the doubtful ones.
+    masklets: list[Masklet], association: Association, frame: int, config, weight: int = 1
+) -> set[int]:
+    """Note what a frame says of each masklet, and find those that are none.
 
-    Within its first `hotstart_delay` frames a masklet is removed if too many frames have no
-    detection for it, or if it follows the same detections as an older one.
+    Within its first `hotstart_delay` frames a masklet turns out to be none if too many frames have
+    no detection for it, or if it follows the same detections as an older one.
 
     Args:
         masklets: All of them, in the order that `association` counts in. They are changed.
         association: Of this frame.
         frame: Its number.
         config: Thresholds, named as in `EfficientSam3VideoConfig`.
+        weight: For how many frames this one speaks: itself, and those before it that the detector
+            has not seen.
 
     Returns:
-        Ids of masklets to remove for good, and of those not to show in this frame.
+        Ids of masklets to remove for good.
     """
     for index in {masklet for matched in association.matches for masklet in matched}:
         masklet = masklets[index]
-        masklet.keep_alive = min(config.max_trk_keep_alive, masklet.keep_alive + 1)
+        masklet.keep_alive = min(config.max_trk_keep_alive, masklet.keep_alive + weight)
+    for index in association.unmatched:
+        masklets[index].unmatched += weight
     doubted = list(association.unmatched)
-    for index in doubted:
-        masklets[index].unmatched += 1
     if config.decrease_trk_keep_alive_for_empty_masklets:
         doubted += association.empty
     for index in doubted:
         masklet = masklets[index]
-        masklet.keep_alive = max(config.min_trk_keep_alive, masklet.keep_alive - 1)
+        masklet.keep_alive = max(config.min_trk_keep_alive, masklet.keep_alive - weight)
+    unconfirmed = {*association.unmatched, *association.empty}
+    for index, masklet in enumerate(masklets):
+        masklet.unconfirmed_for += weight
+        if index not in unconfirmed:
+            masklet.unconfirmed_for = 0
     for matched in association.matches:
         if len(matched) > 1:
-            note_duplicates([masklets[index] for index in matched], frame, config.hotstart_delay)
-
-    removed, hidden = set(), set()
-    for masklet in masklets:
-        is_young = masklet.age(frame) < config.hotstart_delay
-        repeats = max(masklet.duplicates.values(), default=0)
-        if is_young and (
+            rivals = [masklets[index] for index in matched]
+            note_duplicates(rivals, frame, config.hotstart_delay, weight)
+    return {
+        masklet.object_id
+        for masklet in masklets
+        if masklet.age(frame) < config.hotstart_delay
+        and (
             masklet.unmatched >= config.hotstart_unmatch_thresh
-            or repeats >= config.hotstart_dup_thresh
-        ):
-            removed.add(masklet.object_id)
-        elif masklet.keep_alive <= 0 and not config.suppress_unmatched_only_within_hotstart:
-            hidden.add(masklet.object_id)
-    return removed, hidden
+            or max(masklet.duplicates.values(), default=0) >= config.hotstart_dup_thresh
+        )
+    }
 
 
-def note_duplicates(rivals: list[Masklet], frame: int, delay: int) -> None:
+def note_duplicates(rivals: list[Masklet], frame: int, delay: int, weight: int) -> None:
     """Count against the younger of several masklets that one detection matches, while young."""
     oldest = max(rivals, key=lambda masklet: masklet.age(frame))
     for masklet in rivals:
         if masklet is not oldest and masklet.age(frame) < delay:
-            masklet.duplicates[oldest.object_id] = masklet.duplicates.get(oldest.object_id, 0) + 1
+            count = masklet.duplicates.get(oldest.object_id, 0)
+            masklet.duplicates[oldest.object_id] = count + weight
+
+
+def lost_masklets(masklets: list[Masklet], limit: int | None) -> set[int]:
+    """Ids of masklets that no detection has confirmed for more than `limit` frames; None: never."""
+    if limit is None:
+        return set()
+    return {masklet.object_id for masklet in masklets if masklet.unconfirmed_for > limit}
+
+
+def hidden_masklets(masklets: list[Masklet], config) -> set[int]:
+    """Ids of masklets not to show, since detections have left them without confirmation."""
+    if config.suppress_unmatched_only_within_hotstart:
+        return set()
+    return {
+        masklet.object_id
+        for masklet in masklets
+        if masklet.keep_alive <= 0 and masklet.unmatched > 0
+    }
 
 
 def newly_confused(

@@ -11,7 +11,8 @@ NO_OBJECT_LOGIT = -10.0
 def mask_iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union (N, M) of boolean masks (N, height, width) and (M, height, width)."""
     first, second = first.flatten(1).float(), second.flatten(1).float()
-    intersection = first @ second.T  # whole numbers, exact below 2 ** 24 pixels
+    with torch.autocast(first.device.type, enabled=False):  # half precision cannot count pixels
+        intersection = first @ second.T  # whole numbers, exact below 2 ** 24 pixels
     union = first.sum(dim=1, keepdim=True) + second.sum(dim=1) - intersection
     return intersection / union.clamp(min=1)
 

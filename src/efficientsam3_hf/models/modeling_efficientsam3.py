@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.auto import AutoModel
 from transformers.models.sam3.modeling_sam3 import (
-    Sam3DetrDecoder,
     Sam3DetrEncoder,
     Sam3DotProductScoring,
     Sam3ImageSegmentationOutput,
@@ -32,7 +31,10 @@ from .concept_inputs import (
     repeat_prompt,
     select_images,
 )
+from .concept_objective import ConceptPredictions, concept_losses, weighted_sum
+from .concept_targets import ConceptTargets, Label, pack_labels
 from .configuration_efficientsam3 import EfficientSam3Config
+from .detr_decoder import EfficientSam3DetrDecoder
 from .from_teacher import FromTeacherMixin
 from .geometry_encoder import EfficientSam3GeometryEncoder
 from .modeling_efficientsam3_text import EfficientSam3TextModel
@@ -41,6 +43,7 @@ from .modeling_efficientsam3_vision import (
     EfficientSam3VisionOutput,
     fuse_vision_encoder,
 )
+from .objective_config import ObjectiveConfig
 
 TextFeatures = Tensor | Mapping[str, Tensor]
 VisionFeatures = Mapping[str, Sequence[Tensor]] | Sequence[Tensor]
@@ -56,6 +59,24 @@ class EfficientSam3TextOutput(BaseModelOutputWithPooling):
     """
 
     attention_mask: Tensor | None = None
+
+
+@dataclass
+class ConceptLossOutput(ModelOutput):
+    """What a model says of its labels; there only where it was given some.
+
+    Args:
+        loss: The sum of the terms, weighted as `config.objective` says.
+        loss_dict: The terms by name, not weighted.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+
+
+@dataclass
+class EfficientSam3ImageSegmentationOutput(Sam3ImageSegmentationOutput, ConceptLossOutput):
+    """SAM 3's output, before which stands the loss, as a `Trainer` expects it of a tuple."""
 
 
 class EfficientSam3MaskDecoder(Sam3MaskDecoder):
@@ -83,12 +104,16 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
+    # `Trainer` counts items by labels that are one tensor. So it averages over micro-batches, whose
+    # loss is a mean already; `loss_counts` is for trainers that count by themselves.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [r"^tracker_model\.", r"^tracker_neck\."]
 
     def __init__(self, config: EfficientSam3Config):
         super().__init__(config)
+        ObjectiveConfig.from_dict(config.objective)  # raises for what from_pretrained put into it
         self.image_size = config.image_size  # that the positions of a ViT are laid out for
         self.vision_encoder = build_vision_encoder(config.vision_config)
         self.text_encoder = build_text_encoder(config.text_config)
@@ -100,13 +125,15 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             config.geometry_encoder_config, has_point_branch=config.has_point_branch
         )
         self.detr_encoder = Sam3DetrEncoder(config.detr_encoder_config)
-        self.detr_decoder = Sam3DetrDecoder(config.detr_decoder_config)
+        self.detr_decoder = EfficientSam3DetrDecoder(config.detr_decoder_config)
         self.mask_decoder = EfficientSam3MaskDecoder(config.mask_decoder_config)
         self.dot_product_scoring = Sam3DotProductScoring(config)
         self.position_encoding = Sam3SinePositionEmbedding(
             num_position_features=detector_width // 2, normalize=True
         )
         self.post_init()
+        if config.init_local_box_bias:
+            self.detr_decoder.init_local_box_bias()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_encoder.get_input_embeddings()
@@ -177,9 +204,11 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
         input_points_labels: Tensor | None = None,
         image_indices: Tensor | None = None,
         original_sizes: Tensor | None = None,
+        labels: Sequence[Label] | None = None,
+        loss_counts: Mapping[str, Tensor | float] | None = None,
         **kwargs,
-    ) -> Sam3ImageSegmentationOutput | tuple:
-        """Find every instance of each prompt.
+    ) -> EfficientSam3ImageSegmentationOutput | tuple:
+        """Find every instance of each prompt, and compare them with labels if there are any.
 
         Args:
             pixel_values: (images, 3, height, width) as the image processor makes them.
@@ -196,6 +225,14 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             image_indices: (prompts,) the image each prompt is about. None: one prompt an image in
                 order, or all prompts for a single image, or a single prompt for all images.
             original_sizes: Not used; taken so that `model(**processor(...))` works.
+            labels: What should be found, one dictionary for each prompt, as `ImageCollator` makes
+                them; the output then has `loss` and `loss_dict`. Its keys: `boxes` (instances, 4)
+                as (cx, cy, w, h) in [0, 1]; `masks` (instances, height, width); `is_crowd`
+                (instances,); `is_exhaustive`, false if there may be more instances. All but
+                `boxes` may be left out.
+            loss_counts: What the loss is a mean over, `boxes` and `prompts` of a whole step, as
+                `count_labels` gives them. None: those of this batch, or where processes train
+                together, their mean over processes.
         """
         kwargs = check_options(type(self).__name__, kwargs)
         if (pixel_values is None) == (vision_embeds is None):
@@ -234,7 +271,8 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             prompt = torch.cat([prompt, geometry], dim=1)
             prompt_mask = torch.cat([prompt_mask, geometry_mask], dim=1)
 
-        output = self.detect(levels, position, prompt, prompt_mask, **kwargs)
+        targets = None if labels is None else pack_labels(labels, num_prompts, position.device)
+        output = self.detect(levels, position, prompt, prompt_mask, targets, loss_counts, **kwargs)
         output.vision_hidden_states = vision_outputs.hidden_states
         output.vision_attentions = vision_outputs.attentions
         return output
@@ -245,8 +283,10 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
         position: Tensor,
         prompt: Tensor,
         prompt_mask: Tensor,
+        targets: ConceptTargets | None = None,
+        loss_counts: Mapping[str, Tensor | float] | None = None,
         **kwargs,
-    ) -> Sam3ImageSegmentationOutput:
+    ) -> EfficientSam3ImageSegmentationOutput:
         """From features of image and prompt to instances.
 
         Args:
@@ -254,6 +294,8 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             position: Position encoding of the last of them.
             prompt: Tokens (prompts, length, channels) of phrase and exemplars.
             prompt_mask: (prompts, length), true where a token is valid.
+            targets: What should be found, where that is to be compared.
+            loss_counts: As `forward` takes them.
         """
         encoded = self.detr_encoder(
             vision_features=[levels[-1]],
@@ -262,7 +304,12 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             text_mask=prompt_mask,
             **kwargs,
         )
-        decoded = self.detr_decoder(
+        decode = self.detr_decoder
+        if targets is not None:
+            objective = ObjectiveConfig.from_dict(self.config.objective)
+            if self.training and objective.one_to_many_weight > 0:
+                decode = self.detr_decoder.decode_twice
+        decoded = decode(
             vision_features=encoded.last_hidden_state,
             text_features=encoded.text_features,
             vision_pos_encoding=encoded.pos_embeds_flattened,
@@ -270,28 +317,43 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             spatial_shapes=encoded.spatial_shapes,
             **kwargs,
         )
-        queries = decoded.intermediate_hidden_states[-1]
-        offsets = self.detr_decoder.box_head(queries)
+        # (layers, prompts, queries, channels); only a loss asks for those before the last.
+        num_queries = self.config.detr_decoder_config.num_queries
+        layers = slice(-1, None) if targets is None else slice(None)
+        states = decoded.intermediate_hidden_states[layers]
+        offsets = self.detr_decoder.box_head(states)
         # In float32: a share of the image in bfloat16 is 16 pixels wide.
-        anchors = inverse_sigmoid(decoded.reference_boxes[-1].float())
+        anchors = inverse_sigmoid(decoded.reference_boxes[layers].float())
         boxes_cxcywh = (anchors + offsets.float()).sigmoid()
-        logits = self.dot_product_scoring(queries[None], encoded.text_features, prompt_mask)
+        logits = self.dot_product_scoring(states, encoded.text_features, prompt_mask)[..., 0]
         masks = self.mask_decoder(
-            decoder_queries=queries,
+            decoder_queries=states[-1, :, :num_queries],
             backbone_features=list(levels),
             encoder_hidden_states=encoded.last_hidden_state,
             prompt_features=prompt,
             prompt_mask=prompt_mask,
             **kwargs,
         )
-        return Sam3ImageSegmentationOutput(
+        losses = {}
+        if targets is not None:
+            predictions = ConceptPredictions(
+                logits=torch.stack(logits.split(num_queries, dim=2)),
+                boxes=torch.stack(boxes_cxcywh.split(num_queries, dim=2)),
+                presence=decoded.presence_logits[..., 0],
+                masks=masks.pred_masks,
+                semantic=masks.semantic_seg,
+            )
+            losses["loss_dict"] = concept_losses(predictions, targets, objective, loss_counts)
+            losses["loss"] = weighted_sum(losses["loss_dict"], objective.weights())
+        return EfficientSam3ImageSegmentationOutput(
+            **losses,
             pred_masks=masks.pred_masks,
-            pred_boxes=box_cxcywh_to_xyxy(boxes_cxcywh),
-            pred_logits=logits[0, ..., 0],
+            pred_boxes=box_cxcywh_to_xyxy(boxes_cxcywh[-1, :, :num_queries]),
+            pred_logits=logits[-1, :, :num_queries],
             presence_logits=decoded.presence_logits[-1],
             semantic_seg=masks.semantic_seg,
             decoder_hidden_states=decoded.hidden_states,
-            decoder_reference_boxes=decoded.reference_boxes,
+            decoder_reference_boxes=decoded.reference_boxes[:, :, :num_queries],
             encoder_hidden_states=encoded.hidden_states,
             detr_encoder_attentions=encoded.attentions,
             detr_decoder_attentions=decoded.attentions,

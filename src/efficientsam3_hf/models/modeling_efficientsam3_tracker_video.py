@@ -122,6 +122,7 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
             Masks (objects, 1, height, width) of those objects that have had a prompt by now.
         """
         session = inference_session
+        session.check_device(self.device)
         if frame is not None:
             frame_idx = session.add_new_frame(frame, frame_idx)
         if frame_idx is None:

@@ -1,31 +1,34 @@
 """Concepts through video: every instance of a phrase, each with an identity that stays."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import PreTrainedModel
+from torch import Tensor
 from transformers.models.auto import AutoModel
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput, Sam3VisionNeck
+from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 from transformers.utils import logging
 
 from .checkpoint_layout import StrictLoadingMixin
+from .concept_detection import ConceptDetection, Detections
+from .concept_runs import ConceptRuns
 from .concept_session import (
-    ConceptPrompt,
     EfficientSam3ConceptSession,
     EfficientSam3VideoOutput,
 )
 from .configuration_efficientsam3_video import EfficientSam3VideoConfig
-from .masklets import Association, Masklet, associate, judge, newly_confused
-from .masks import NO_OBJECT_LOGIT, clean_masks, distinct_masks, drop_overlapped
+from .masklets import (
+    Masklet,
+    associate,
+    hidden_masklets,
+    judge,
+    lost_masklets,
+    newly_confused,
+)
+from .masks import NO_OBJECT_LOGIT, clean_masks, drop_overlapped
 from .modeling_efficientsam3 import EfficientSam3Model
 from .modeling_efficientsam3_tracker_video import EfficientSam3TrackerVideoModel
 from .modeling_efficientsam3_vision import build_neck
 from .object_memory import FrameFeatures
-from .processing_efficientsam3_video import EfficientSam3VideoProcessor, FrameMasklets
 
 logger = logging.get_logger(__name__)
 
@@ -33,22 +36,7 @@ logger = logging.get_logger(__name__)
 HERE, GONE = 10.0, -10.0
 
 
-@dataclass
-class Detections:
-    """What the detector found in a frame, for all prompts.
-
-    Args:
-        masks: Logits (detections, height, width).
-        scores: (detections,) probabilities, presence included.
-        prompts: Number of the prompt that found each.
-    """
-
-    masks: Tensor
-    scores: Tensor
-    prompts: list[int]
-
-
-class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
+class EfficientSam3VideoModel(StrictLoadingMixin, ConceptDetection, ConceptRuns):
     """Detector and tracker on one trunk; takes and returns what `Sam3VideoModel` does, and more.
 
     Weights have the names of a checkpoint for all tasks, and are read from one as they are.
@@ -103,6 +91,7 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
             been found to be none by now.
         """
         session = inference_session
+        session.tracker.check_device(self.device)
         if not session.prompts:
             raise ValueError("There is nothing to look for: add a phrase or exemplars first.")
         if frame is not None:
@@ -114,98 +103,9 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
 
         masks, scores = self.track(session, frame_idx, reverse)
         detections = None
-        if self.is_due(session, frame_idx):
+        if session.is_due(frame_idx, self.config.detect_every_nth_frame):
             detections = self.detect(session, vision, frame_idx)
         return self.settle(session, frame_idx, features, masks, scores, detections, reverse)
-
-    def is_due(self, session: EfficientSam3ConceptSession, frame_idx: int) -> bool:
-        """Whether to look for new objects in a frame."""
-        has_exemplars = any(prompt.frame_idx == frame_idx for prompt in session.prompts)
-        return has_exemplars or frame_idx % self.config.detect_every_nth_frame == 0
-
-    def encode_frame(self, pixel_values: Tensor) -> tuple[Sam3VisionEncoderOutput, FrameFeatures]:
-        """What the detector and the tracker see of a frame (1, 3, height, width)."""
-        vision = self.detector_model.get_vision_features(
-            pixel_values.to(self.dtype), return_dict=True
-        )
-        if isinstance(self.tracker_neck, Sam3VisionNeck):
-            height, width = vision.fpn_hidden_states[2].shape[-2:]
-            tokens = vision.last_hidden_state.transpose(1, 2).unflatten(2, (height, width))
-            levels, _ = self.tracker_neck(tokens)
-        else:
-            levels = self.tracker_neck(vision.feature_maps)
-        return vision, self.tracker_model.project_levels(levels, vision.fpn_position_encoding)
-
-    # What the detector sees.
-
-    def detect(
-        self,
-        session: EfficientSam3ConceptSession,
-        vision: Sam3VisionEncoderOutput,
-        frame_idx: int,
-    ) -> Detections:
-        """Instances of all prompts in a frame, the image encoded once, duplicates left out."""
-        levels, position, _ = self.detector_model.unpack_vision(vision)
-        rows, numbers = [], []
-        for number, prompt in enumerate(session.prompts):
-            tokens = self.prompt_tokens(prompt, levels[-1], position, frame_idx)
-            if tokens is not None:
-                rows.append(tokens)
-                numbers.append(number)
-        if not rows:
-            empty = levels[0].new_zeros(0, *levels[0].shape[-2:])
-            return Detections(empty, levels[0].new_zeros(0), [])
-        tokens = nn.utils.rnn.pad_sequence([row[0] for row, _ in rows], batch_first=True)
-        valid = nn.utils.rnn.pad_sequence([mask[0] for _, mask in rows], batch_first=True)
-        output = self.detector_model.detect(
-            [level.expand(len(rows), -1, -1, -1) for level in levels],
-            position.expand(len(rows), -1, -1, -1),
-            tokens,
-            valid,
-        )
-        probabilities = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
-        masks, scores, prompts = [], [], []
-        for row, number in enumerate(numbers):
-            sure = probabilities[row] > self.config.score_threshold_detection
-            found, found_scores = output.pred_masks[row][sure], probabilities[row][sure]
-            if self.config.det_nms_thresh > 0:
-                keep = distinct_masks(found > 0, found_scores, self.config.det_nms_thresh)
-                found, found_scores = found[keep], found_scores[keep]
-            masks.append(found)
-            scores.append(found_scores)
-            prompts += [number] * len(found)
-        return Detections(torch.cat(masks), torch.cat(scores), prompts)
-
-    def prompt_tokens(
-        self, prompt: ConceptPrompt, coarse: Tensor, position: Tensor, frame_idx: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """Tokens (1, length, channels) of a prompt, and which are valid; None before its frame.
-
-        Exemplars are encoded in the frame they were given in, and their tokens go with the phrase
-        in all others.
-        """
-        detector = self.detector_model
-        tokens = prompt.text_embeds
-        if tokens is None:
-            features = detector.get_text_features(
-                prompt.input_ids, prompt.attention_mask, return_dict=True
-            )
-            tokens = prompt.text_embeds = cast(Tensor, features.pooler_output)
-        valid = prompt.attention_mask.bool()
-        if prompt.boxes is None:
-            if not detector.config.always_encode_geometry:
-                return tokens, valid
-            geometry, _ = detector.geometry_encoder(coarse, position)
-        else:
-            if prompt.frame_idx == frame_idx:
-                prompt.exemplar_tokens, _ = detector.geometry_encoder(
-                    coarse, position, prompt.boxes, prompt.boxes_labels
-                )
-            if prompt.exemplar_tokens is None:
-                return None
-            geometry = prompt.exemplar_tokens
-        more = torch.ones(geometry.shape[:2], dtype=torch.bool, device=valid.device)
-        return torch.cat([tokens, geometry], dim=1), torch.cat([valid, more], dim=1)
 
     # What the tracker sees.
 
@@ -246,54 +146,112 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
             reverse: Whether time runs backward.
         """
         masklets = list(session.masklets.values())
-        shown = {
-            masklet.object_id: mask[None] for masklet, mask in zip(masklets, masks, strict=True)
-        }
-        removed, hidden, newborn, association = set(), set(), [], None
+        newborn, certain = [], {}
         if detections is not None:
-            association = associate(
-                detections.masks,
-                detections.scores,
-                detections.prompts,
-                masks,
-                [masklet.prompt for masklet in masklets],
-                self.config,
-            )
-            newborn = self.within_limit(association.new, detections, len(masklets))
-            removed, hidden = judge(masklets, association, frame_idx, self.config)
-        self.note_absence(masklets, masks, frame_idx, removed, reverse)
+            newborn, certain = self.compare(session, frame_idx, masklets, masks, scores, detections)
+        staying = [row for row, one in enumerate(masklets) if one.object_id in session.masklets]
+        masklets = [masklets[row] for row in staying]
+        masks, scores = masks[staying], scores[staying]
+        self.note_absence(masklets, masks, frame_idx, reverse)
         if masklets:
-            certain = {}
-            if association is not None and detections is not None:
-                certain = self.certain_masks(association, detections, masks, scores, frame_idx)
-                for index, detection in certain.items():
-                    shown[masklets[index].object_id] = detections.masks[detection][None]
-            self.remember(session, frame_idx, features, masklets, masks, detections, certain)
+            self.remember(session, frame_idx, features, masklets, masks, certain)
 
-        for obj_id in removed:
-            session.remove_object(obj_id)
-            session.removed[obj_id] = frame_idx
-        begun = []
+        shown = {m.object_id: mask[None] for m, mask in zip(masklets, masks, strict=True)}
+        shown |= {obj_id: mask[None] for obj_id, mask in certain.items() if obj_id in shown}
+        sureness = {
+            masklet.object_id: score
+            for masklet, score in zip(masklets, scores.sigmoid().tolist(), strict=True)
+        }
         if detections is not None and newborn:
             begun = self.begin(session, frame_idx, detections, newborn, reverse)
             cleaned = clean_masks(detections.masks[newborn], self.config.fill_hole_area)
             shown |= {m.object_id: mask[None] for m, mask in zip(begun, cleaned, strict=True)}
-        self.forget_removed(session, frame_idx)
-        tracker_scores = scores.sigmoid().tolist()
-        everyone = [*masklets, *begun]
+            sureness |= {masklet.object_id: masklet.score for masklet in begun}
+        return self.build_output(session, frame_idx, shown, sureness)
+
+    def compare(
+        self,
+        session: EfficientSam3ConceptSession,
+        frame_idx: int,
+        masklets: list[Masklet],
+        masks: Tensor,
+        scores: Tensor,
+        detections: Detections,
+    ) -> tuple[list[int], dict[int, Tensor]]:
+        """Hold masklets against the detections of a frame, and end those that do not stand.
+
+        Args:
+            session: Its state is changed.
+            frame_idx: The frame.
+            masklets: All of them.
+            masks: Of the masklets, as `track` gives them.
+            scores: Likewise.
+            detections: Of the frame.
+
+        Returns:
+            Detections that begin a masklet, and the masks (height, width) of those that confirm
+            one, by its id, so surely that the frame counts as prompted.
+        """
+        weight = session.note_look(frame_idx, self.config.detect_every_nth_frame)
+        association = associate(
+            detections.masks,
+            detections.scores,
+            detections.prompts,
+            masks,
+            [masklet.prompt for masklet in masklets],
+            self.config,
+        )
+        newborn = self.within_limit(association.new, detections, len(masklets))
+        certain = {}
+        if self.is_reconditioning(session, weight):
+            is_sure = (scores > self.config.high_conf_thresh).tolist()
+            certain = {
+                masklets[index].object_id: detections.masks[detection]
+                for index, detection in association.sure.items()
+                if is_sure[index]
+            }
+        none = judge(masklets, association, frame_idx, self.config, weight)
+        for obj_id in none | lost_masklets(masklets, self.config.lost_after):
+            session.remove_object(obj_id)
+        session.removed |= dict.fromkeys(none, frame_idx)
+        return newborn, certain
+
+    def is_reconditioning(self, session: EfficientSam3ConceptSession, weight: int) -> bool:
+        """Whether one of the frames that the last look speaks for is a `recondition_every_nth`."""
+        every = self.config.recondition_every_nth_frame
+        return every > 0 and session.clock // every > (session.clock - weight) // every
+
+    def build_output(
+        self,
+        session: EfficientSam3ConceptSession,
+        frame_idx: int,
+        masks: dict[int, Tensor],
+        sureness: dict[int, float],
+    ) -> EfficientSam3VideoOutput:
+        """What is known of the objects of a frame, once it has been settled.
+
+        Args:
+            session: After that frame.
+            frame_idx: The frame.
+            masks: Logits (1, height, width) of each object.
+            sureness: Of the tracker, for each object.
+        """
+        session.removed = {  # remembered for as long as results come late
+            obj_id: frame
+            for obj_id, frame in session.removed.items()
+            if abs(frame - frame_idx) <= self.config.hotstart_delay
+        }
+        masklets = session.masklets
         output = EfficientSam3VideoOutput(
             object_ids=session.obj_ids,
-            obj_id_to_mask=shown,
-            obj_id_to_score={masklet.object_id: masklet.score for masklet in everyone},
-            obj_id_to_tracker_score={
-                **{m.object_id: score for m, score in zip(masklets, tracker_scores, strict=True)},
-                **{masklet.object_id: masklet.score for masklet in begun},
-            },
+            obj_id_to_mask=masks,
+            obj_id_to_score={obj_id: one.score for obj_id, one in masklets.items()},
+            obj_id_to_tracker_score=sureness,
             removed_obj_ids=set(session.removed),
-            suppressed_obj_ids=hidden,
+            suppressed_obj_ids=hidden_masklets(list(masklets.values()), self.config),
             frame_idx=frame_idx,
-            obj_id_to_prompt_id={masklet.object_id: masklet.prompt for masklet in everyone},
-            obj_id_to_first_frame={m.object_id: m.first_frame for m in everyone},
+            obj_id_to_prompt_id={obj_id: one.prompt for obj_id, one in masklets.items()},
+            obj_id_to_first_frame={obj_id: one.first_frame for obj_id, one in masklets.items()},
         )
         output.learn(output, self.config.hotstart_delay)
         return output
@@ -311,14 +269,9 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
         return [new[index] for index in order.tolist()]
 
     def note_absence(
-        self,
-        masklets: list[Masklet],
-        masks: Tensor,
-        frame_idx: int,
-        removed: set[int],
-        reverse: bool,
+        self, masklets: list[Masklet], masks: Tensor, frame_idx: int, reverse: bool
     ) -> None:
-        """Empty the masks of masklets that took another's place; end those lost for too long."""
+        """Empty the masks of masklets that took another's place; note which are out of sight."""
         threshold = self.config.suppress_overlapping_based_on_recent_occlusion_threshold
         if threshold > 0:
             for group in by_prompt(masklets):
@@ -328,27 +281,8 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
                 masks[torch.tensor(group, device=masks.device)[confused]] = NO_OBJECT_LOGIT
         is_seen = (masks > 0).flatten(1).any(dim=1).tolist()
         for masklet, seen in zip(masklets, is_seen, strict=True):
-            masklet.lost_for = 0 if seen else masklet.lost_for + 1
             if not seen:
                 masklet.last_occluded = frame_idx
-            limit = self.config.lost_after
-            if limit is not None and masklet.lost_for > limit:
-                removed.add(masklet.object_id)
-
-    def certain_masks(
-        self,
-        association: Association,
-        detections: Detections,
-        masks: Tensor,
-        scores: Tensor,
-        frame_idx: int,
-    ) -> dict[int, int]:
-        """Masklets that a detection confirms so surely that the frame counts as prompted."""
-        every = self.config.recondition_every_nth_frame
-        if every <= 0 or frame_idx % every != 0:
-            return {}
-        is_sure = (scores > self.config.high_conf_thresh).tolist()
-        return {index: detection for index, detection in association.sure.items() if is_sure[index]}
 
     def remember(
         self,
@@ -357,14 +291,14 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
         features: FrameFeatures,
         masklets: list[Masklet],
         masks: Tensor,
-        detections: Detections | None,
-        certain: dict[int, int],
+        certain: dict[int, Tensor],
     ) -> None:
         """Put the masks of a frame, now that they are settled, into the memories of the tracker."""
         masks = masks.clone()
-        for index, detection in certain.items():
-            if not self.config.recondition_on_trk_masks and detections is not None:
-                masks[index] = (detections.masks[detection] >= 0.5).to(masks.dtype)
+        if not self.config.recondition_on_trk_masks:
+            for index, masklet in enumerate(masklets):
+                if masklet.object_id in certain:
+                    masks[index] = (certain[masklet.object_id] >= 0.5).to(masks.dtype)
         for group in by_prompt(masklets):
             masks[group] = drop_overlapped(masks[group])
         is_seen = (masks > 0).flatten(1).any(dim=1)
@@ -379,7 +313,8 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
         for index, masklet in enumerate(masklets):
             memory = session.tracker.objects[masklet.object_id].memories[frame_idx]
             memory.features = tokens[index].clone()
-            memory.is_conditioning = memory.is_conditioning or index in certain
+            if masklet.object_id in certain and not memory.is_conditioning:
+                memory.is_conditioning = memory.is_reconditioned = True
 
     def begin(
         self,
@@ -410,127 +345,6 @@ class EfficientSam3VideoModel(StrictLoadingMixin, PreTrainedModel):
             object_ids=[masklet.object_id for masklet in begun],
         )
         return begun
-
-    def forget_removed(self, session: EfficientSam3ConceptSession, frame_idx: int) -> None:
-        """Remember what was found to be none for as long as results come late."""
-        session.removed = {
-            obj_id: frame
-            for obj_id, frame in session.removed.items()
-            if abs(frame - frame_idx) <= self.config.hotstart_delay
-        }
-
-    # A whole video, or a stream.
-
-    def propagate_in_video_iterator(
-        self,
-        inference_session: EfficientSam3ConceptSession,
-        start_frame_idx: int = 0,
-        max_frame_num_to_track: int | None = None,
-        reverse: bool = False,
-        show_progress_bar: bool = False,
-    ) -> Iterator[EfficientSam3VideoOutput]:
-        """Find and follow all concepts from frame to frame, in one direction.
-
-        Results come `hotstart_delay` frames late, when it is known which objects are none.
-
-        Args:
-            inference_session: One with a whole video.
-            start_frame_idx: Where to start.
-            max_frame_num_to_track: How many frames to go from there; None for all there are.
-            reverse: Whether to go backward.
-            show_progress_bar: Whether to show one.
-        """
-        length = inference_session.num_frames
-        distance = length if max_frame_num_to_track is None else max_frame_num_to_track
-        if reverse:
-            order = range(start_frame_idx, max(start_frame_idx - distance, 0) - 1, -1)
-        else:
-            order = range(start_frame_idx, min(start_frame_idx + distance, length - 1) + 1)
-        waiting: list[EfficientSam3VideoOutput] = []
-        for frame_idx in tqdm(order, desc="tracking", disable=not show_progress_bar):
-            output = self(inference_session, frame_idx=frame_idx, reverse=reverse)
-            yield from self.release(waiting, output, self.config.hotstart_delay)
-        yield from waiting
-
-    def release(
-        self, waiting: list[EfficientSam3VideoOutput], output: EfficientSam3VideoOutput, delay: int
-    ) -> Iterator[EfficientSam3VideoOutput]:
-        """Put an output at the end of a queue, and give those that have waited long enough."""
-        waiting.append(output)
-        for earlier in waiting:
-            earlier.learn(output, self.config.hotstart_delay)
-        while len(waiting) >= max(delay, 1):
-            yield waiting.pop(0)
-
-    def stream(
-        self,
-        frames: Iterable[Any],
-        text: str | Sequence[str] | None = None,
-        input_boxes: Sequence[Sequence[float]] | None = None,
-        input_boxes_labels: Sequence[int] | None = None,
-        processor: EfficientSam3VideoProcessor | None = None,
-        delay: int | None = None,
-        session: EfficientSam3ConceptSession | None = None,
-    ) -> Iterator[FrameMasklets]:
-        """Find and follow concepts in frames as they come: of a file, a camera, a list.
-
-        Memory does not grow with the number of frames.
-
-        Args:
-            frames: Pictures of any kind that the image processor takes, or objects that have one as
-                `pixels` and its number as `index`.
-            text: A phrase, or several.
-            input_boxes: Exemplars (x1, y1, x2, y2) in the first frame, with one phrase or none.
-            input_boxes_labels: 1 for "like this", 0 for "unlike this"; all 1 if left out.
-            processor: None for the one beside the model's weights.
-            delay: By how many frames results come late; None for `hotstart_delay`, within which
-                objects turn out to be none. With 0 they come at once, and `is_confirmed` tells.
-            session: One to go on with, as it was left or saved; None for a new one.
-        """
-        processor = processor or self.own_processor()
-        if session is None:
-            session = processor.init_video_session(inference_device=self.device, dtype=self.dtype)
-        phrases = [text] if isinstance(text, str) else list(text or [])
-        if input_boxes is None:
-            processor.add_text_prompt(session, phrases)
-        elif len(phrases) > 1:
-            raise ValueError("Exemplars go with one phrase or none. Add others to a session.")
-        if input_boxes is None and not session.prompts:
-            raise ValueError("There is nothing to look for: give text or input_boxes.")
-        delay = self.config.hotstart_delay if delay is None else delay
-        pictures: dict[int, Any] = {}
-        for frame in frames:
-            picture = getattr(frame, "pixels", frame)
-            frame_idx = processor.add_frame(session, picture)
-            if input_boxes is not None:
-                phrase = phrases[0] if phrases else None
-                processor.add_exemplars(session, frame_idx, input_boxes, input_boxes_labels, phrase)
-                input_boxes = None
-            pictures[frame_idx] = picture
-            output = self(session, frame_idx=frame_idx)
-            output.source_frame = getattr(frame, "index", None)
-            for ready in self.release(session.pending, output, delay):
-                yield self.finish(processor, session, ready, pictures)
-        while session.pending:
-            yield self.finish(processor, session, session.pending.pop(0), pictures)
-
-    def finish(
-        self,
-        processor: EfficientSam3VideoProcessor,
-        session: EfficientSam3ConceptSession,
-        output: EfficientSam3VideoOutput,
-        pictures: dict[int, Any],
-    ) -> FrameMasklets:
-        """The result of one frame of a stream, with its picture if that is at hand."""
-        result = processor.post_process_frame(session, output)
-        result.pixels = pictures.pop(output.frame_idx, None)
-        return result
-
-    def own_processor(self) -> EfficientSam3VideoProcessor:
-        """The processor in the folder that the model was loaded from."""
-        if not self.name_or_path:
-            raise ValueError("This model was not loaded from a folder: pass processor=...")
-        return EfficientSam3VideoProcessor.from_pretrained(self.name_or_path)
 
 
 def by_prompt(masklets: Sequence[Masklet]) -> list[list[int]]:

@@ -45,8 +45,9 @@ class FrameMemory:
         features: (tokens, channels) for the memory attention; None once they are out of its reach.
         pred_masks: Mask logits (1, height, width) of a frame with prompts, to be shown again.
         object_score_logits: (1,): whether the object was in the frame.
-        is_conditioning: Whether there were prompts in the frame.
+        is_conditioning: Whether there were prompts in the frame, or it counts as if there were.
         is_initial: Whether these stood for themselves, without a memory of earlier frames.
+        is_reconditioned: Whether it only counts so, since a detection confirmed a tracked mask.
     """
 
     pointer: Tensor
@@ -55,6 +56,7 @@ class FrameMemory:
     object_score_logits: Tensor
     is_conditioning: bool = False
     is_initial: bool = False
+    is_reconditioned: bool = False
 
 
 # What an object has of the two: their fields that hold tensors, and those that hold what JSON can.
@@ -63,7 +65,7 @@ TENSORS = {
     "prompts": ("points", "labels", "mask"),
     "memories": ("pointer", "features", "pred_masks", "object_score_logits"),
 }
-FLAGS = {"prompts": ("is_new",), "memories": ("is_conditioning", "is_initial")}
+FLAGS = {"prompts": ("is_new",), "memories": ("is_conditioning", "is_initial", "is_reconditioned")}
 
 
 @dataclass

@@ -75,12 +75,17 @@ class VideoFramesMixin:
         The model goes there with `model(inference_session, frame_idx=index)`.
         """
         inputs = self.image_processor(
-            frame, return_tensors="pt", device=inference_session.inference_device
+            self.open_frame(frame), return_tensors="pt", device=inference_session.inference_device
         )
-        if len(inputs["pixel_values"]) != 1:
-            raise ValueError(f"Give one frame at a time, not {len(inputs['pixel_values'])}.")
         set_size(inference_session, inputs["original_sizes"][0])
         return inference_session.add_new_frame(inputs["pixel_values"][0])
+
+    def open_frame(self, frame: Any) -> Any:
+        """A frame of any kind as a PIL image, an array or a tensor."""
+        pictures = self.image_processor.flatten(frame)
+        if len(pictures) != 1:
+            raise ValueError(f"Give one frame at a time, not {len(pictures)}.")
+        return pictures[0]
 
 
 class EfficientSam3TrackerVideoProcessor(VideoFramesMixin, EfficientSam3TrackerProcessor):

@@ -15,6 +15,7 @@ from .concept_session import (
     EfficientSam3ConceptSession,
     EfficientSam3VideoOutput,
 )
+from .image_processing_efficientsam3 import to_eight_bits, to_rgb
 from .masks import without_overlap
 from .processing_efficientsam3 import EfficientSam3Processor
 from .processing_efficientsam3_tracker_video import VideoFramesMixin, set_size
@@ -25,14 +26,14 @@ class FrameMasklets:
     """The objects of one frame, in the size of the video.
 
     Args:
-        frame_index: Number of the frame.
+        frame_index: Number of the frame, where it came from.
         object_ids: Identity of each object, which stays through the video.
         labels: The phrase that each belongs to.
         scores: (objects,): of the detection that each began with.
         boxes: (objects, 4) as (x1, y1, x2, y2), in pixels.
         masks: Booleans (objects, height, width); those of one phrase do not overlap.
         is_confirmed: Whether each has outlived the time in which it could turn out to be none.
-        pixels: (height, width, 3), the frame itself, where it is at hand.
+        pixels: (height, width, 3) of 8 bits: the frame itself, if it came as part of a stream.
     """
 
     frame_index: int
@@ -62,6 +63,14 @@ class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
         """
         return super().add_frame(inference_session.tracker, frame)
 
+    def to_pixels(self, picture: Any) -> np.ndarray:
+        """A copy of a picture that the image processor takes, as (height, width, 3) of 8 bits."""
+        full_scale = 255 if self.image_processor.do_rescale else 1
+        pixels = to_rgb(to_eight_bits(picture), full_scale=full_scale)
+        if pixels.is_floating_point():
+            pixels = (pixels * (255 / full_scale)).round().clamp(0, 255)
+        return np.array(pixels.movedim(0, -1).to("cpu", torch.uint8), order="C")
+
     def add_text_prompt(
         self, inference_session: EfficientSam3ConceptSession, text: str | Sequence[str]
     ) -> EfficientSam3ConceptSession:
@@ -76,7 +85,7 @@ class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
     def add_exemplars(
         self,
         inference_session: EfficientSam3ConceptSession,
-        frame_idx: int,
+        frame_idx: int | None,
         boxes: Sequence[Sequence[float]],
         labels: Sequence[int] | None = None,
         text: str | None = None,
@@ -86,7 +95,8 @@ class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
 
         Args:
             inference_session: To add to.
-            frame_idx: The frame; of a stream, the newest or one to come.
+            frame_idx: The frame, as the session counts: its first is 0, whatever number that has in
+                a file. Of a stream it is one at hand, such as the newest (None), or one to come.
             boxes: (x1, y1, x2, y2), in pixels of the original frame.
             labels: 1 for "like this", 0 for "unlike this"; all 1 if left out.
             text: A phrase that goes with them.
@@ -99,6 +109,17 @@ class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
             raise ValueError(
                 "The size of the frames is not known yet: give original_size=(height, width) with "
                 "exemplars that come before the first frame of a stream."
+            )
+        newest, source = inference_session.num_frames - 1, inference_session.source_frame
+        if frame_idx is None:
+            if not tracker.is_streaming or newest < 0:
+                raise ValueError("frame_idx=None is the newest frame of a stream: there is none.")
+            frame_idx = newest
+        is_numbered = tracker.is_streaming and source is not None and source != newest
+        if is_numbered and frame_idx > newest:
+            raise ValueError(
+                f"Frame {frame_idx} has yet to come as the session counts: {newest} is its newest, "
+                f"which has the number {source} where it came from. Name the newest by None."
             )
         inputs = self(
             text=text,
@@ -163,6 +184,7 @@ class EfficientSam3VideoProcessor(VideoFramesMixin, EfficientSam3Processor):
             boxes=boxes,
             masks=masks,
             is_confirmed=[i in model_outputs.confirmed_obj_ids for i in object_ids],
+            pixels=model_outputs.pixels,
         )
 
     def postprocess_outputs(

@@ -6,7 +6,7 @@ Here nothing grows with the number of frames: see `EfficientSam3VideoSession.for
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .object_memory import FLAGS, TENSORS, FrameFeatures, FrameMemory, Prompt, TrackedObject
 
-FORMAT = 1  # of saved sessions
+FORMAT = 2  # of saved sessions
 
 
 class EfficientSam3VideoSession:
@@ -125,6 +125,23 @@ class EfficientSam3VideoSession:
             frame = self.video[frame_idx]
         return frame.to(self.inference_device, dtype=self.dtype)
 
+    def has_frame(self, frame_idx: int) -> bool:
+        """Whether a frame is at hand."""
+        if self.video is None:
+            return frame_idx in self.recent_frames
+        return 0 <= frame_idx < len(self.video)
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise for a model on another device than the one the session is for."""
+        own = torch.device(self.inference_device)
+        is_same_card = own.index == device.index or None in (own.index, device.index)
+        is_offloaded = device.type == "meta"  # weights that come when they are needed
+        if not is_offloaded and not (own.type == device.type and is_same_card):
+            raise ValueError(
+                f"The session is for a model on {own}, and this one is on {device}: make or load "
+                "the session with inference_device=model.device."
+            )
+
     def cache_features(self, frame_idx: int, features: FrameFeatures) -> None:
         """Keep what the vision encoder made of a frame, in place of the oldest."""
         self.features.pop(frame_idx, None)
@@ -218,7 +235,8 @@ class EfficientSam3VideoSession:
 
         Of each object stay the memories and pointers that the model can see from this frame; in a
         whole video, where one may go back to a prompt and from there in the other direction, also
-        those it can see from a frame with prompts.
+        those it can see from a frame with prompts. From one that only counts as such, since a
+        detection confirmed it, nobody turns around.
 
         Args:
             frame_idx: The frame.
@@ -238,7 +256,10 @@ class EfficientSam3VideoSession:
             prompted = prompted[: self.max_conditioning_frames]
             if self.is_streaming:
                 self.forget_passed(tracked, frame_idx - reach, prompted, max_conditioning)
-            anchors = [frame_idx] if self.is_streaming else [frame_idx, *prompted]
+            anchors = [frame_idx]
+            if not self.is_streaming:
+                memories = tracked.memories
+                anchors += [frame for frame in prompted if not memories[frame].is_reconditioned]
             for frame, memory in list(tracked.memories.items()):
                 distance = min(abs(frame - anchor) for anchor in anchors)
                 if memory.is_conditioning:
@@ -274,11 +295,7 @@ class EfficientSam3VideoSession:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors of the state, a whole video not among them."""
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in self.tensors()
-        }
-        return sum(storages.values())
+        return count_bytes(self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of the state."""
@@ -395,6 +412,12 @@ class EfficientSam3VideoSession:
                     getattr(tracked, kind)[int(frame)] = item_class(**fields, **flags)
             session.objects[record["id"]] = tracked
         return session
+
+
+def count_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors keep alive, those they share counted once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def write_state(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
