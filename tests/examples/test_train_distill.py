@@ -230,3 +230,16 @@ def test_help_names_every_setting(stage):
     assert "--data.augment ('all')" in text
     assert "--training.ema_decay (0.0)" in text
     assert ("--training.targets" in text) == (stage == "stage1_image")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=str)
+def test_the_configurations_that_come_along_are_read(path, tmp_path):
+    flags = ["--training.output_dir", str(tmp_path), "--training.use_cpu", "true"]
+
+    run = prepare(path, flags)
+
+    name = run.student_settings.name
+    assert name in zoo.names() or name.startswith("outputs/stage1_image_")
+    assert run.data.for_evaluation() is not None
+    metric = run.training.metric_for_best_model
+    assert metric is None or run.training.eval_strategy == run.training.save_strategy
