@@ -29,6 +29,7 @@ from .family import Family, new_student
 from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
 from .stage1_prompts import PromptDistillationArguments, PromptDistillationTrainer
 from .stage1_text import TextDistillationArguments, TextDistillationTrainer
+from .stage3_concepts import ConceptTrainer, ConceptTrainingArguments
 from .teacher import Teacher, load_teacher
 from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
@@ -121,6 +122,17 @@ def collate_prompted(run: "Run", training: bool) -> Any:
     return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
 
 
+def collate_concepts(run: "Run", training: bool) -> Any:
+    """Pictures with some of their phrases, and all instances of these."""
+    choice = ChooseQueries(run.data.positives, run.data.negatives, run.training.seed)
+    collate = ImageCollator(
+        run.processor,
+        augment=[choice, *(run.augmentations if training else [])],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
+
+
 def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
     """Token ids, cut to the shorter context of student and teacher."""
     configs = (run.student.configuration, concept_config(run.teacher))
@@ -140,6 +152,7 @@ STAGES = {
     "stage1_text": Stage(
         TextDistillationArguments, TextDistillationTrainer, "texts", collate_phrases
     ),
+    "stage3_concepts": Stage(ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts),
 }
 
 SECTIONS = {
