@@ -5,6 +5,7 @@ loader = DataLoader(samples, batch_size=4, collate_fn=collate)
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,68 @@ class ImageCollator:
             "image": image,
             "source_id": query.source_id,
         }
+
+
+class PictureCollator:
+    """Pixels alone, for learning from the features of another model.
+
+    Gives `pixel_values`, and `names` of the samples. With changes, also `valid` (images, height,
+    width): false where a picture that was made smaller does not cover its canvas.
+
+    Args:
+        image_processor: Takes a list of images.
+        augment: Called with each sample, one after another, such as `[Augmentations()]`.
+        teacher_processor: The other model's. Where its size is another, the same pictures are
+            given as `teacher_pixel_values`, too.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any,
+        augment: Sequence[Callable[[ImageSample], ImageSample]] = (),
+        teacher_processor: Any = None,
+    ):
+        self.image_processor, self.augment = image_processor, augment
+        is_other = teacher_processor is not None and teacher_processor.size != image_processor.size
+        self.teacher_processor = teacher_processor if is_other else None
+
+    def __call__(self, samples: Sequence[ImageSample | None]) -> dict[str, Any]:
+        changed = [self.change(sample) for sample in usable_samples(samples)]
+        images = [pixels_of(sample) for sample in changed]
+        pixels: Tensor = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        batch: dict[str, Any] = {
+            "pixel_values": pixels,
+            "names": [f"{sample.source}/{sample.source_id}" for sample in changed],
+        }
+        if self.teacher_processor is not None:
+            other = self.teacher_processor(images, return_tensors="pt")
+            batch["teacher_pixel_values"] = other["pixel_values"]
+        if self.augment:
+            height, width = pixels.shape[-2:]
+            batch["valid"] = torch.stack([covered(each, (height, width)) for each in changed])
+        return batch
+
+    def change(self, sample: ImageSample) -> ImageSample:
+        """A changed copy whose only instance is the picture as a whole."""
+        height, width = sample.size
+        whole = Instance((0.0, 0.0, float(width), float(height)))
+        sample = replace(sample, queries=[Query(None, [whole])])
+        for change in self.augment:
+            sample = change(sample)
+        return sample
+
+
+def covered(sample: ImageSample, size: tuple[int, int]) -> Tensor:
+    """Where a changed picture lies on its canvas: boolean (height, width)."""
+    rows, columns = torch.ones(size[0], dtype=torch.bool), torch.ones(size[1], dtype=torch.bool)
+    # A picture of which too little is left within its canvas is larger than it, and so covers it.
+    for whole in sample.queries[0].instances or []:
+        x1, y1, x2, y2 = whole.box_xyxy
+        height, width = sample.size
+        y, x = (torch.arange(side) + 0.5 for side in size)
+        rows = (y > y1 / height * size[0]) & (y < y2 / height * size[0])
+        columns = (x > x1 / width * size[1]) & (x < x2 / width * size[1])
+    return rows[:, None] & columns
 
 
 class ClipCollator:

@@ -20,6 +20,7 @@ class DistillationArguments(TrainingArguments):
         trained_parts: What is trained: names in `family.PARTS`, or patterns of weights.
         loss_weights: Factor of each loss term, in place of the stage's own.
         freeze_norms: Leave the statistics of batch norms as they are.
+        sync_norms: Let batch norms see the batches of all processes; on GPUs.
         norm_learning_rate: Factor of the learning rate for weights of norms and biases.
         trunk_learning_rate: Factor of the learning rate for the trunk.
         ema_decay: Share of the old in the moving average of weights that is saved at the end and
@@ -37,6 +38,9 @@ class DistillationArguments(TrainingArguments):
     )
     freeze_norms: bool = field(
         default=False, metadata={"help": "Leave the statistics of batch norms as they are."}
+    )
+    sync_norms: bool = field(
+        default=False, metadata={"help": "Let batch norms see the batches of all processes."}
     )
     norm_learning_rate: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate for norms and biases."}
@@ -59,12 +63,15 @@ class DistillationArguments(TrainingArguments):
     max_grad_norm: float = 1.0
     weight_decay: float = 0.05
     lr_scheduler_type: str = "cosine"
-    report_to: str | list[str] | None = "none"
+    # In this order, since the parser of arguments looks at the second.
+    report_to: None | str | list[str] = "none"  # noqa: RUF036
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
 
     def __post_init__(self):
         super().__post_init__()
+        if self.freeze_norms and self.sync_norms:
+            raise ValueError("freeze_norms leaves batch norms nothing to share: drop sync_norms.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be at least 0 and less than 1.")
 
@@ -79,21 +86,29 @@ def read_settings(
         flags: Such as `["--training.learning_rate", "1e-3"]`.
         sections: Name -> dataclass.
     """
+    values = read_values(path, flags, list(sections))
+    return {name: build(name, values[name], kind) for name, kind in sections.items()}
+
+
+def read_values(
+    path: str | Path | None, flags: Sequence[str], sections: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The settings of each section as they were written, flags before the file.
+
+    A value in place of a section, such as `stage: stage1_text`, is that section's `name`.
+    """
     values: dict[str, dict[str, Any]] = {name: {} for name in sections}
     if path is not None:
         values = {**values, **read_yaml(Path(path), sections)}
     for name, value in read_flags(flags):
         section, _, key = name.partition(".")
-        if section not in sections or not key:
-            raise ValueError(
-                f"--{name} names no setting: write --SECTION.FIELD VALUE, where SECTION is one of "
-                f"{', '.join(sections)}."
-            )
-        values[section][key] = value
-    return {name: build(name, values[name], kind) for name, kind in sections.items()}
+        if section not in sections:
+            check_known(section, sections, f"section of settings (in --{name})")
+        values[section][key or "name"] = value
+    return values
 
 
-def read_yaml(path: Path, sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
+def read_yaml(path: Path, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The sections of a file, checked."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration {path}.")
@@ -105,7 +120,11 @@ def read_yaml(path: Path, sections: Mapping[str, type]) -> dict[str, dict[str, A
         raise ValueError(f"{path} must hold sections: {', '.join(sections)}.")
     for name, section in content.items():
         check_known(name, list(sections), f"section of {path}")
-        if not isinstance(section, dict):
+        if isinstance(section, str):
+            content[name] = {"name": section}
+        elif section is None:
+            content[name] = {}
+        elif not isinstance(section, dict):
             raise ValueError(f"Section {name!r} of {path} must hold settings, not {section!r}.")
     return content
 

@@ -3,6 +3,8 @@
 Each is the sum over images, where every image counts 1: divide by their number.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,3 +48,23 @@ def shares(maps: Tensor, valid: Tensor | None) -> Tensor:
         return torch.full_like(maps[:, :1], 1 / maps[0, 0].numel(), dtype=torch.float32)
     weights = valid[:, None].float()
     return weights / weights.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+
+
+def same_size(student: Tensor, teacher: Tensor) -> Tensor:
+    """The student's maps on the teacher's grid: both show the whole picture, edge to edge."""
+    size = teacher.shape[-2:]
+    if student.shape[-2:] == size:
+        return student
+    return F.interpolate(student, size, mode="bilinear", align_corners=False)
+
+
+def valid_places(valid: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    """Which places of a map show more picture than canvas.
+
+    Args:
+        valid: (images, height, width) of pixels, true where there is a picture; None for all.
+        size: (height, width) of the maps.
+    """
+    if valid is None:
+        return None
+    return F.adaptive_avg_pool2d(valid[:, None].float(), list(size))[:, 0] > 0.5

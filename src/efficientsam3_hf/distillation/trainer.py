@@ -7,12 +7,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
+from PIL import Image
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,6 +29,7 @@ from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .ema import MovingAverage
 from .family import Family
+from .pictures import DrawPictures
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class DistillationTrainer(Trainer):
         args: Of the stage.
         teacher: What `teacher_step` asks; moved to the device, in evaluation mode, never saved.
         parent: Folder the student came from: its record of training is continued.
+        eval_collator: In place of `data_collator` where the student is evaluated.
         **kwargs: For `Trainer`: `data_collator`, `train_dataset`, `eval_dataset`, ...
     """
 
@@ -64,6 +69,7 @@ class DistillationTrainer(Trainer):
         args: DistillationArguments,
         teacher: Any = None,
         parent: str | os.PathLike | None = None,
+        eval_collator: Callable[[list], dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         if args.n_gpu > 1:
@@ -74,13 +80,15 @@ class DistillationTrainer(Trainer):
             )
         if args.device.type == "cpu":  # where memory cannot be pinned
             args.dataloader_pin_memory = False
+        if args.sync_norms:
+            synchronize_norms(model, args)
         model.set_trainable(args.trained_parts or self.trained_parts, args.freeze_norms)
         super().__init__(model=model, args=args, **kwargs)
         # `compute_loss` divides by counts of the whole step itself.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.family = model
         self.teacher = self.prepare_teacher(teacher)
-        self.parent = parent
+        self.parent, self.eval_collator = parent, eval_collator
         self.factors = {**self.weights, **self.own_weights()}
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
@@ -89,6 +97,8 @@ class DistillationTrainer(Trainer):
             self.add_callback(self.average)
         self.add_callback(PushCodeCallback())
         self.add_callback(NewEpoch(self))
+        if args.pictures_every:
+            self.add_callback(DrawPictures(self, args.pictures_every))
         self.watch = Watch()
 
     @property
@@ -111,6 +121,20 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, Tensor]:
         """Loss terms of a batch, each summed over its units; runs within the student's forward."""
         raise NotImplementedError
+
+    def score(
+        self, student: Family, inputs: Mapping[str, Any], targets: Any
+    ) -> list[dict[str, float]]:
+        """For evaluation: a record of `evaluation/` for each unit of a batch."""
+        return []
+
+    def summarize(self, records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Numbers of a whole dataset out of the records of its units."""
+        return {}
+
+    def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
+        """Pictures, by name, of what the student makes of a batch; see `pictures_every`."""
+        return {}
 
     def own_weights(self) -> dict[str, float]:
         """Factors of loss terms that the arguments set."""
@@ -274,6 +298,15 @@ class DistillationTrainer(Trainer):
             return super().get_train_dataloader()
         return self.stream_loader(self.train_dataset, self._train_batch_size)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in `Trainer`, with the collator for evaluation."""
+        for_training = self.data_collator
+        self.data_collator = self.eval_collator or for_training
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = for_training
+
     def stream_loader(self, stream: SampleStream, batch_size: int) -> DataLoader:
         """A loader of this process's part of a stream."""
         return DataLoader(
@@ -389,6 +422,7 @@ class DistillationTrainer(Trainer):
         model.eval()
         totals: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
+        records: list[Mapping[str, float]] = []
         batches = tqdm(
             dataloader,
             desc=description,
@@ -398,13 +432,17 @@ class DistillationTrainer(Trainer):
             for inputs in batches:
                 inputs = self._prepare_inputs(inputs)
                 with self.compute_loss_context_manager(), self.autocast_smart_context_manager():
-                    sums = model(self.student_step, inputs, self.teacher_step(inputs))
+                    targets = self.teacher_step(inputs)
+                    sums = model(self.student_step, inputs, targets)
+                    records += model(self.score, inputs, targets)
                 for name, total in sums.items():
                     totals[name] = totals.get(name, 0) + total.detach().double()
                 for name, number in self.count(inputs).items():
                     counts[name] = counts.get(name, 0) + float(number)
             metrics = self.join_terms(totals, counts, metric_key_prefix)
-            measured = self.measure(self.family, dataloader)
+            records = gather_object(records)
+            measured = self.summarize(records) if records else {}
+            measured |= self.measure(self.family, dataloader)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         number = int(counts.get("samples", 0)) or self.num_examples(dataloader)
         nothing: Any = None
@@ -429,6 +467,16 @@ class DistillationTrainer(Trainer):
     def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
         """Numbers of `evaluation/` for a dataset; a stage says which."""
         return {}
+
+    def draw_batch(self, batch: dict[str, Any]) -> dict[str, Image.Image]:
+        """What `draw` says of a batch, of the weights as they would be saved."""
+        model: Any = self._wrap_model(self.family, training=False)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.averaged(), self.autocast_smart_context_manager():
+            pictures = model(self.draw, self._prepare_inputs(batch))
+        model.train(was_training)
+        return pictures
 
 
 class NewEpoch(TrainerCallback):
@@ -507,6 +555,14 @@ def is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def synchronize_norms(model: nn.Module, args: DistillationArguments) -> None:
+    """Let batch norms see the batches of all processes."""
+    if args.device.type == "cpu":
+        raise ValueError("sync_norms needs GPUs: torch has no synchronized batch norms for CPUs.")
+    if args.world_size > 1:
+        convert_sync_batchnorm(model)  # timm's, which knows its norms with activations
 
 
 def describe(inputs: Mapping[str, Any]) -> str:

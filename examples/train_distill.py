@@ -1,0 +1,31 @@
+"""Train a student by a stage of distillation.
+
+    accelerate launch examples/train_distill.py --config examples/configs/stage1_text.yaml
+    accelerate launch examples/train_distill.py --config FILE --training.learning_rate 1e-3
+    accelerate launch examples/train_distill.py --config FILE --training.resume_from_checkpoint true
+    python examples/train_distill.py --help --stage stage1_image
+
+A configuration is a YAML file with the sections `stage`, `student`, `teacher`, `data`, `training`.
+Each of their settings can be given as a flag, too, which goes before the file's:
+--SECTION.FIELD VALUE.
+"""
+
+import argparse
+
+from efficientsam3_hf.distillation.launch import explain, prepare
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--help", "-h", action="store_true")
+    options, flags = parser.parse_known_args(arguments)
+    if options.help:
+        stage = flags[flags.index("--stage") + 1] if "--stage" in flags[:-1] else None
+        print(f"{__doc__}\n{explain(stage)}")
+        return
+    prepare(options.config, flags).train()
+
+
+if __name__ == "__main__":
+    main()

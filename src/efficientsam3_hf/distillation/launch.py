@@ -1,0 +1,272 @@
+"""One command for every stage: a file and flags become student, teacher, data and a trainer.
+
+    run = prepare("examples/configs/stage1_text.yaml", ["--training.num_train_epochs", "3"])
+    run.train()
+
+A stage is a row of `STAGES`. The sections of a configuration are those of `SECTIONS`.
+"""
+
+import logging
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, TrainingArguments
+
+from .. import zoo
+from ..data.collators import PictureCollator
+from ..models.configuration_efficientsam3 import EfficientSam3Config
+from ..models.processing_efficientsam3 import EfficientSam3Processor
+from .arguments import DistillationArguments, build, check_known, read_values
+from .data_settings import DataSettings, load_samples, setting
+from .family import Family, new_student
+from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
+from .trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass
+class StageSettings:
+    """Which stage. `stage: NAME` says the same in short."""
+
+    name: str = setting("", "Name of the stage.")
+
+
+@dataclass
+class StudentSettings:
+    """What is trained. `student: NAME` is enough where the rest stays as it is."""
+
+    name: str = setting(
+        "",
+        "A variant of the zoo, or a folder with a configuration and no weights: a new student made "
+        "from the teacher. Or the folder of a student, which goes on from there.",
+    )
+    pretrained_trunk: bool = setting(
+        True, "A new student's trunk starts from timm's ImageNet weights, not at random."
+    )
+    memory: str | None = setting(
+        None,
+        "A new student's memory of videos, perceiver or dense, other than its configuration's.",
+    )
+    image_size: int | None = setting(None, "A new student's side of images in pixels.")
+
+
+@dataclass
+class TeacherSettings:
+    """What is learned from. `teacher: NAME` is enough where the rest stays as it is."""
+
+    name: str = setting("facebook/sam3", "A SAM 3: a folder, or a name on the Hub.")
+    dtype: str = setting("bfloat16", "Precision it runs in: float32, bfloat16 or float16.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is made of.
+
+    Args:
+        arguments: Dataclass of the section `training`.
+        trainer: The stage itself.
+        samples: What it learns from: a key of `data_settings.FORMATS`.
+        collator: Makes the collator, given the run and whether it is for training, when samples
+            are augmented, or for evaluation.
+    """
+
+    arguments: type[DistillationArguments]
+    trainer: type[DistillationTrainer]
+    samples: str
+    collator: Callable[["Run", bool], Any]
+
+
+def collate_pictures(run: "Run", training: bool) -> PictureCollator:
+    """Pixels alone, at the student's size and, if it is another, at the teacher's."""
+    return PictureCollator(
+        run.processor.image_processor,
+        run.augmentations if training else [],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+
+
+STAGES = {
+    "stage1_image": Stage(
+        ImageDistillationArguments, ImageDistillationTrainer, "pictures", collate_pictures
+    ),
+}
+
+SECTIONS = {
+    "stage": StageSettings,
+    "student": StudentSettings,
+    "teacher": TeacherSettings,
+    "data": DataSettings,
+    "training": DistillationArguments,  # or the stage's own
+}
+
+
+@dataclass
+class Run:
+    """All settings of a run; student, teacher and trainer are made when they are asked for."""
+
+    stage: Stage
+    student_settings: StudentSettings
+    teacher_settings: TeacherSettings
+    data: DataSettings
+    training: DistillationArguments
+
+    @cached_property
+    def teacher(self) -> Family:
+        """The teacher."""
+        return Family.load(self.teacher_settings.name, dtype=self.teacher_settings.dtype)
+
+    @cached_property
+    def student(self) -> Family:
+        """A new student, or the one that goes on."""
+        settings = self.student_settings
+        if self.parent is not None:
+            return Family.load(settings.name)
+        config = student_config(settings)
+        has_trunk = config.vision_config.model_type == "efficientsam3_vision"
+        return new_student(
+            self.teacher, config, has_trunk and settings.pretrained_trunk, settings.memory
+        )
+
+    @property
+    def parent(self) -> str | None:
+        """The folder that the student comes from; None for a new one."""
+        name = self.student_settings.name
+        return None if is_variant(name) or is_empty(name) else name
+
+    @cached_property
+    def processor(self) -> EfficientSam3Processor:
+        """The student's."""
+        return zoo.processor(self.student.configuration)
+
+    @cached_property
+    def teacher_processor(self) -> EfficientSam3Processor:
+        """The teacher's."""
+        return zoo.processor(self.teacher.detector.config)
+
+    @property
+    def augmentations(self) -> list:
+        """What is done to samples in training."""
+        return self.data.augmentations(self.training.seed)
+
+    @cached_property
+    def trainer(self) -> DistillationTrainer:
+        """The trainer, ready to start."""
+        evaluation = self.data.for_evaluation()
+        return self.stage.trainer(
+            model=self.student,
+            args=self.training,
+            teacher=self.teacher,
+            parent=self.parent,
+            train_dataset=load_samples(self.data, self.stage.samples, self.training.seed),
+            eval_dataset=evaluation and load_samples(evaluation, self.stage.samples),
+            data_collator=self.stage.collator(self, True),
+            eval_collator=self.stage.collator(self, False),
+        )
+
+    def train(self) -> None:
+        """Train, keep the student, evaluate it, and push it if that was asked for."""
+        trainer = self.trainer
+        trainer.train(resume_from_checkpoint=resume_point(self.training))
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.eval_dataset is not None:
+            metrics = trainer.evaluate()
+            trainer.log_metrics("eval", metrics)
+            trainer.save_metrics("eval", metrics)
+        if self.training.push_to_hub:
+            trainer.push_to_hub()
+
+
+def prepare(path: str | Path | None, flags: Sequence[str] = ()) -> Run:
+    """A run out of a configuration and flags.
+
+    Args:
+        path: YAML file with the sections of `SECTIONS`; None for flags alone.
+        flags: What is to be otherwise, such as `["--training.learning_rate", "1e-3"]`.
+    """
+    values = read_values(path, flags, list(SECTIONS))
+    name = build("stage", values["stage"], StageSettings).name
+    check_known(name, list(STAGES), "stage")
+    stage = STAGES[name]
+    student = build("student", values["student"], StudentSettings)
+    if not student.name:
+        raise ValueError("Say what to train: student.name is a variant of the zoo or a folder.")
+    return Run(
+        stage,
+        student,
+        build("teacher", values["teacher"], TeacherSettings),
+        build("data", values["data"], DataSettings),
+        build("training", values["training"], stage.arguments),
+    )
+
+
+def resume_point(training: DistillationArguments) -> str | bool | None:
+    """What to resume from: a folder, True for the last checkpoint, or None to begin."""
+    given = training.resume_from_checkpoint
+    words: dict[Any, bool | None] = {"true": True, "false": None, "none": None}
+    return words.get(given.lower(), given) if isinstance(given, str) else given or None
+
+
+def is_variant(name: str) -> bool:
+    """Whether the zoo knows this name. A folder of that name goes first."""
+    return not Path(name).exists() and "/" not in name
+
+
+def is_empty(name: str) -> bool:
+    """Whether this is a folder without weights."""
+    folder = Path(name)
+    return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+
+
+def student_config(settings: StudentSettings) -> EfficientSam3Config:
+    """The configuration of a new student."""
+    sizes = {} if settings.image_size is None else {"image_size": settings.image_size}
+    if is_variant(settings.name):
+        return zoo.config(settings.name, **sizes)
+    config = AutoConfig.from_pretrained(settings.name, **sizes)
+    if not isinstance(config, EfficientSam3Config):
+        raise ValueError(f"{settings.name} configures a {config.model_type!r}, not a student.")
+    return config
+
+
+def explain(stage: str | None = None) -> str:
+    """All settings, each with its default, in words.
+
+    Args:
+        stage: Whose `training` section to show; None for what all stages share.
+    """
+    sections = {**SECTIONS}
+    if stage in STAGES:
+        sections["training"] = STAGES[stage].arguments
+    lines = [f"Stages: {', '.join(STAGES)}."]
+    for name, kind in sections.items():
+        summary = (kind.__doc__ or "").splitlines()[0]
+        lines += ["", f"{name}: {summary}"]
+        inherited = {each.name for each in fields(TrainingArguments)}
+        for entry in fields(kind):
+            if name == "training" and entry.name in inherited:
+                continue
+            text = f"--{name}.{entry.name} ({default_of(entry)!r})  {entry.metadata.get('help')}"
+            lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
+    lines += [
+        "",
+        "In the section training, too: every argument of transformers' TrainingArguments, such as",
+        "  output_dir, learning_rate, num_train_epochs, max_steps, per_device_train_batch_size,",
+        "  gradient_accumulation_steps, bf16, torch_compile, save_steps, eval_strategy, report_to,",
+        "  dataloader_num_workers, resume_from_checkpoint (a folder, or true for the last one),",
+        "  push_to_hub, hub_model_id.",
+    ]
+    return "\n".join(lines)
+
+
+def default_of(entry: Field) -> Any:
+    """The default of a field."""
+    factory: Any = entry.default_factory
+    return entry.default if factory is MISSING else factory()
