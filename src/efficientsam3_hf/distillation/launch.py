@@ -17,13 +17,14 @@ from typing import Any
 from transformers import AutoConfig, TrainingArguments
 
 from .. import zoo
-from ..data.collators import PictureCollator
+from ..data.collators import ClipCollator, PictureCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from .arguments import DistillationArguments, build, check_known, read_values
 from .data_settings import DataSettings, load_samples, setting
 from .family import Family, new_student
 from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
+from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
 from .trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -92,9 +93,21 @@ def collate_pictures(run: "Run", training: bool) -> PictureCollator:
     )
 
 
+def collate_clips(run: "Run", training: bool) -> ClipCollator:
+    """Frames, also at the teacher's size if it is another, and the masks of each object."""
+    return ClipCollator(
+        run.processor.image_processor,
+        augment=run.augmentations if training else [],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+
+
 STAGES = {
     "stage1_image": Stage(
         ImageDistillationArguments, ImageDistillationTrainer, "pictures", collate_pictures
+    ),
+    "stage2_memory": Stage(
+        MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips
     ),
 }
 
