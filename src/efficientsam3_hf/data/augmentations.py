@@ -135,7 +135,11 @@ class ChooseQueries:
 
 def generator_for(sample: ImageSample | ClipSample, seed: int, epoch: int) -> np.random.Generator:
     """Random numbers of a sample in an epoch."""
-    name = f"{seed}/{epoch}/{sample.source}/{sample.source_id}"
+    return generator_named(f"{seed}/{epoch}/{sample.source}/{sample.source_id}")
+
+
+def generator_named(name: str) -> np.random.Generator:
+    """Random numbers that depend on a name alone."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 

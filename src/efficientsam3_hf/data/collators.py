@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .augmentations import generator_named
+from .loading import shared_number
 from .masks_rle import decode_rle, point_inside, rle_box
+from .phrases import TextSample
 from .samples import ClipSample, ImageSample, Instance, Query
 
 
@@ -149,6 +152,62 @@ def covered(sample: ImageSample, size: tuple[int, int]) -> Tensor:
         rows = (y > y1 / height * size[0]) & (y < y2 / height * size[0])
         columns = (x > x1 / width * size[1]) & (x < x2 / width * size[1])
     return rows[:, None] & columns
+
+
+class PhraseCollator:
+    """Token ids of phrases, and of the same phrases with their words in another order.
+
+    Gives `input_ids` and `attention_mask` (phrases, length), `keys`, which are equal for equal ids,
+    and, if asked to shuffle, `shuffled_ids`. Words are shuffled as tokens, after a long phrase has
+    been cut: both orders have the same tokens, and so the same mask.
+
+    Args:
+        processor: Its `encode_phrases` and `tokenizer` are those of `EfficientSam3Processor`.
+        shuffle: Whether to shuffle; anew in each epoch.
+        seed: Another one makes other orders.
+    """
+
+    def __init__(self, processor: Any, shuffle: bool = True, seed: int = 0):
+        self.processor, self.shuffle, self.seed = processor, shuffle, seed
+        self.epoch = shared_number()
+        tokenizer = processor.tokenizer
+        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.ends_word = np.array([token.endswith("</w>") for token in tokens])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the orders of this epoch."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, samples: Sequence[TextSample | None]) -> dict[str, Any]:
+        batch = self.encode([sample.text for sample in usable_samples(samples)])
+        if self.shuffle:
+            batch["shuffled_ids"] = torch.stack(
+                [
+                    self.shuffle_words(ids, int(mask.sum()))
+                    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+                ]
+            )
+        return batch
+
+    def encode(self, phrases: list[str]) -> dict[str, Any]:
+        """Ids, mask and keys of phrases in their own order."""
+        batch = dict(self.processor.encode_phrases(phrases, None, None, len(phrases)))
+        batch["keys"] = [ids.numpy().tobytes() for ids in batch["input_ids"]]
+        return batch
+
+    def shuffle_words(self, ids: Tensor, length: int) -> Tensor:
+        """Ids (padded,) of a phrase whose words are in another order, between start and end."""
+        words = ids[1 : length - 1].numpy()
+        parts = np.split(words, np.flatnonzero(self.ends_word[words]) + 1)
+        parts = [part for part in parts if len(part)]  # the last is empty, unless a word was cut
+        name = f"{self.seed}/{int(self.epoch)}/{words.tolist()}"
+        order = generator_named(name).permutation(len(parts))
+        shuffled = ids.clone()
+        if len(parts) > 1:
+            shuffled[1 : length - 1] = torch.from_numpy(
+                np.concatenate([parts[int(index)] for index in order])
+            )
+        return shuffled
 
 
 class ClipCollator:

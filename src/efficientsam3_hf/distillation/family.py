@@ -69,6 +69,7 @@ class Family(nn.Module):
             tracker.vision_encoder.backbone = detector.vision_encoder.backbone
         self.freezes_norms = False
         self.drops_out = True
+        self.name_or_path = ""  # where it came from, for records
 
     @classmethod
     def load(cls, folder: str | os.PathLike, **options: Any) -> "Family":
@@ -92,7 +93,9 @@ class Family(nn.Module):
             tracker = EfficientSam3TrackerVideoModel.from_pretrained(folder, **options)
         elif config.tracker_config is not None:
             tracker = EfficientSam3TrackerModel.from_pretrained(folder, **options)
-        return cls(EfficientSam3Model.from_pretrained(folder, **options), tracker)
+        family = cls(EfficientSam3Model.from_pretrained(folder, **options), tracker)
+        family.name_or_path = os.fspath(folder)
+        return family
 
     def save(self, folder: str | os.PathLike, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write the folder of the whole: configuration, weights, processor, card.
@@ -154,8 +157,8 @@ class Family(nn.Module):
 
     def tracker_features(self, seen: Sam3VisionEncoderOutput) -> FrameFeatures:
         """What the heads of a tracker in video need of images."""
-        levels = self.tracker_levels(seen)
-        return self.tracker.project_levels(levels, seen.fpn_position_encoding)
+        tracker: Any = self.tracker
+        return tracker.project_levels(self.tracker_levels(seen), seen.fpn_position_encoding)
 
     # What is trained.
 

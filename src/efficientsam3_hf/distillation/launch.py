@@ -17,13 +17,15 @@ from typing import Any
 from transformers import AutoConfig, TrainingArguments
 
 from .. import zoo
-from ..data.collators import ClipCollator, PictureCollator
+from ..data.collators import ClipCollator, PhraseCollator, PictureCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
+from ..tokenizer import build_tokenizer
 from .arguments import DistillationArguments, build, check_known, read_values
 from .data_settings import DataSettings, load_samples, setting
 from .family import Family, new_student
 from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
+from .stage1_text import TextDistillationArguments, TextDistillationTrainer
 from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
 from .trainer import DistillationTrainer
 
@@ -93,6 +95,14 @@ def collate_pictures(run: "Run", training: bool) -> PictureCollator:
     )
 
 
+def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
+    """Token ids, cut to the shorter context of student and teacher."""
+    contexts = [each.detector.config.context_length for each in (run.student, run.teacher)]
+    tokenizer = build_tokenizer(min(contexts))
+    processor = EfficientSam3Processor(run.processor.image_processor, tokenizer)
+    return PhraseCollator(processor, seed=run.training.seed)
+
+
 def collate_clips(run: "Run", training: bool) -> ClipCollator:
     """Frames, also at the teacher's size if it is another, and the masks of each object."""
     return ClipCollator(
@@ -102,9 +112,13 @@ def collate_clips(run: "Run", training: bool) -> ClipCollator:
     )
 
 
+# One row for each stage: its arguments, its trainer, what it reads, and how that becomes batches.
 STAGES = {
     "stage1_image": Stage(
         ImageDistillationArguments, ImageDistillationTrainer, "pictures", collate_pictures
+    ),
+    "stage1_text": Stage(
+        TextDistillationArguments, TextDistillationTrainer, "texts", collate_phrases
     ),
     "stage2_memory": Stage(
         MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips

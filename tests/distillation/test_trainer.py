@@ -1,0 +1,346 @@
+"""What all stages share, shown on stage 1 for images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distillation.worlds import Pictures, tiny_student, tiny_teacher
+from safetensors.torch import load_file
+from transformers import default_data_collator
+
+from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
+from efficientsam3_hf.distillation import trainer as trainer_file
+from efficientsam3_hf.distillation.ema import EMA_FILE, MovingAverage
+from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.distillation.stage1_image import (
+    ImageDistillationArguments,
+    ImageDistillationTrainer,
+)
+from efficientsam3_hf.distillation.trainer import last_checkpoint
+
+SCRIPT = Path(__file__).with_name("train_tiny.py")
+
+
+def make_trainer(folder: Path, student: Family | None = None, **fields: Any):
+    settings = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **fields,
+    }
+    return ImageDistillationTrainer(
+        student or tiny_student(),
+        ImageDistillationArguments(output_dir=str(folder), **settings),
+        teacher=tiny_teacher(),
+        train_dataset=Pictures(16),
+        eval_dataset=Pictures(6),
+        data_collator=default_data_collator,
+    )
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def start(folder: Path, *flags: str, **environment: str) -> subprocess.Popen:
+    root = Path(__file__).parents[2]
+    places = [str(root / "src"), str(root / "tests")]
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), *flags],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen) -> None:
+    for process in processes:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+
+
+def test_training_brings_the_student_to_the_teacher_and_leaves_the_rest(tmp_path):
+    student = tiny_student()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    trainer = make_trainer(
+        tmp_path, student, max_steps=40, learning_rate=3e-3, targets=["trunk"], logging_steps=5
+    )
+    trainer.train_dataset = Pictures(4)
+    teacher = {name: tensor.clone() for name, tensor in trainer.teacher.state_dict().items()}
+
+    trainer.train()
+
+    angles = [entry["trunk_angle"] for entry in trainer.state.log_history if "loss" in entry]
+    assert angles[-1] < 0.5 * angles[0]  # finer detail than a stride of 32 is out of its reach
+    for name, tensor in trainer.teacher.state_dict().items():
+        assert torch.equal(tensor, teacher[name]), name
+    after = student.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".backbone." in name for name in moved)
+
+
+def test_frozen_norms_keep_their_statistics(tmp_path):
+    student = tiny_student()
+    before = {n: t.clone() for n, t in student.state_dict().items() if "running_" in n}
+
+    make_trainer(tmp_path, student, freeze_norms=True).train()
+
+    for name, tensor in before.items():
+        assert torch.equal(tensor, student.state_dict()[name]), name
+
+
+def test_a_checkpoint_is_the_whole_student_and_nothing_of_the_teacher(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+
+    trainer.train()
+
+    folder = tmp_path / "checkpoint-2"
+    loaded = Family.load(folder)
+    for name, tensor in trainer.family.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    assert isinstance(loaded.tracker, EfficientSam3TrackerVideoModel)
+    EfficientSam3Model.from_pretrained(folder)
+    own = sum(weight.numel() for weight in trainer.family.parameters())
+    stored = weights_of(folder)
+    assert sum(t.numel() for n, t in stored.items() if "running_" not in n) < own * 1.01
+    assert not any("embeddings.patch_embeddings" in name for name in stored)  # a ViT's
+
+
+def test_the_record_of_a_stage_follows_that_of_the_one_before(tmp_path):
+    first = make_trainer(tmp_path / "first")
+    first.train()
+    first.save_model()
+    second = make_trainer(tmp_path / "second", Family.load(tmp_path / "first"))
+    second.parent = tmp_path / "first"
+
+    second.train()
+    second.save_model()
+
+    record = json.loads((tmp_path / "second" / "training_record.json").read_text())
+    assert [entry["steps"] for entry in record] == [2, 2]
+    assert record[1]["initial_weights"] == {"student": "first"}
+    assert record[1]["stage"] == "stage 1: images"
+    assert "stage 1: images" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path):
+    settings = {"max_steps": 1, "optim": "sgd", "freeze_norms": True, "max_grad_norm": 0.0}
+    whole, parts = tiny_student(), tiny_student()
+
+    make_trainer(tmp_path / "a", whole, per_device_train_batch_size=4, **settings).train()
+    trainer = make_trainer(
+        tmp_path / "b",
+        parts,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        **settings,
+    )
+    trainer.train()
+
+    start_state, moved = tiny_student().state_dict(), 0.0
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(tensor, parts.state_dict()[name], rtol=1e-5, atol=1e-6)
+        moved += (tensor - start_state[name]).abs().sum().item()
+    assert moved > 0
+
+
+def test_two_processes_take_the_step_of_one(tmp_path):
+    flags = ["--max_steps", "2", "--optim", "sgd", "--freeze_norms", "true"]
+    flags += ["--learning_rate", "0.01", "--save_strategy", "no", "--logging_steps", "1"]
+    alone = start(tmp_path / "one", *flags, "--per_device_train_batch_size", "4")
+    network = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pair = [
+        start(
+            tmp_path / "two",
+            *flags,
+            *("--per_device_train_batch_size", "2", "--ddp_backend", "gloo"),
+            **network,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        for rank in range(2)
+    ]
+
+    finish(alone, *pair)
+
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    start_state = tiny_student().detector.state_dict()
+    moved = 0.0
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
+        if name.startswith("detector_model."):
+            moved += (tensor - start_state[name.removeprefix("detector_model.")]).abs().sum()
+    assert moved > 0
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
+    flags = ["--max_steps", "8", "--save_steps", "2", "--ema_decay", "0.9"]
+    flags += ["--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]
+    unharmed = start(tmp_path / "whole", *flags)
+    victim = start(tmp_path / "killed", *flags)
+    deadline = time.monotonic() + 200
+    while last_checkpoint(tmp_path / "killed") is None and victim.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    finish(unharmed)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()  # it did not come to the end
+
+    finish(start(tmp_path / "killed", *flags))
+
+    for name in ("", "checkpoint-8"):
+        whole, killed = (
+            weights_of(tmp_path / "whole" / name),
+            weights_of(tmp_path / "killed" / name),
+        )
+        for key, tensor in whole.items():
+            torch.testing.assert_close(killed[key], tensor, rtol=0, atol=1e-6)
+    averages = [
+        load_file(tmp_path / run / "checkpoint-8" / EMA_FILE) for run in ("whole", "killed")
+    ]
+    for key, tensor in averages[0].items():
+        torch.testing.assert_close(averages[1][key], tensor, rtol=0, atol=1e-6)
+    at_the_end, last = weights_of(tmp_path / "whole"), weights_of(tmp_path / "whole/checkpoint-8")
+    assert any(not torch.equal(at_the_end[key], last[key]) for key in last)  # the average is saved
+
+
+def test_the_average_follows_a_plain_computation():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    average = MovingAverage(layer, 0.5)
+    expected = layer.weight.detach().clone()
+
+    for step in range(1, 5):
+        with torch.no_grad():
+            layer.weight.add_(float(step))
+        average.on_step_end(None, type("State", (), {"global_step": step}), None)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+
+    torch.testing.assert_close(average.weights["weight"], expected)
+
+
+def test_a_loss_that_is_no_number_stops_training_before_it_is_saved(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
+    step = trainer.student_step
+
+    def broken(student, inputs, targets):
+        terms = step(student, inputs, targets)
+        return {name: term * float("nan") for name, term in terms.items()} if ready() else terms
+
+    def ready() -> bool:
+        return trainer.state.global_step == 2
+
+    monkeypatch.setattr(trainer, "student_step", broken)
+    with pytest.raises(FloatingPointError, match=r"step 3.*checkpoint-2.*resume from it"):
+        trainer.train()
+
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_full_disk_leaves_what_was_saved_before(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    write = trainer_file.Family.save
+
+    def full(self, folder, *args):
+        path = write(self, folder, *args)
+        if Path(folder).name == "checkpoint-4":
+            raise OSError(28, "No space left on device")
+        return path
+
+    monkeypatch.setattr(trainer_file.Family, "save", full)
+    with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*checkpoint-2 is whole"):
+        trainer.train()
+
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_a_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+
+    def hungry(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "student_step", hungry)
+    with pytest.raises(RuntimeError, match=r"step 1, with a batch of pixel_values \(4, 3, 112"):
+        trainer.train()
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.train()
+    state = tmp_path / "checkpoint-2" / "trainer_state.json"
+    state.write_text(state.read_text()[:20])
+
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_evaluation_gives_the_mean_of_the_terms_over_all_samples(tmp_path):
+    student = tiny_student()
+    trainer = make_trainer(tmp_path, student, per_device_eval_batch_size=4, targets=["trunk"])
+
+    metrics = trainer.evaluate()
+
+    student.eval()
+    errors = []
+    for index in range(6):
+        inputs = {"pixel_values": Pictures(6)[index]["pixel_values"][None]}
+        with torch.no_grad():
+            terms = trainer.student_step(student, inputs, trainer.teacher_step(inputs))
+        errors.append(float(terms["trunk_error"]))
+    assert metrics["eval_trunk_error"] == pytest.approx(sum(errors) / 6, rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(
+        metrics["eval_trunk_error"] + metrics["eval_trunk_angle"]
+    )
+
+
+def test_learning_rates_of_trunk_and_norms_are_their_own(tmp_path):
+    trainer = make_trainer(tmp_path, trunk_learning_rate=0.1, norm_learning_rate=0.5)
+
+    optimizer = trainer.create_optimizer()
+
+    names = {weight: name for name, weight in trainer.family.named_parameters()}
+    decayed = set(trainer.get_decay_parameter_names(trainer.family))
+    rates = {
+        names[weight]: group["lr"] for group in optimizer.param_groups for weight in group["params"]
+    }
+    assert set(rates) == {n for n, w in trainer.family.named_parameters() if w.requires_grad}
+    for name, rate in rates.items():
+        expected = 1e-3 * (0.1 if ".trunk." in name else 1) * (1 if name in decayed else 0.5)
+        assert rate == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss_weights": {"trunk": 1}}, "trunk_error, trunk_angle"),
+        ({"trained_parts": ["brain"]}, "'brain' names nothing to train"),
+        ({"ema_decay": 1.0}, "less than 1"),
+        ({"targets": ["head"]}, "some of trunk, neck"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **fields)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
