@@ -1,17 +1,21 @@
-"""Clips, a student that differs from its teacher in memory alone, and runs in other processes."""
+"""Clips, a student that differs from its teacher in memory alone, and runs in other processes.
+
+python clip_worlds.py OUTPUT_DIR KILL_IN_STEP {"max_steps": 4, ...}
+"""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from distillation.worlds import tiny_teacher
 from tiny import TINY_VIT, stir, tiny_config, tiny_video_config
 from transformers import TrainerCallback
-from worlds import tiny_teacher
 
 from efficientsam3_hf import (
     EfficientSam3ImageProcessor,
@@ -53,7 +57,9 @@ def heir(teacher: Family) -> Family:
     return Family(detector, EfficientSam3TrackerVideoModel.from_teacher(teacher.tracker, config))
 
 
-def trainer(folder: Any, student: Family | None = None, **fields: Any) -> MemoryDistillationTrainer:
+def make_trainer(
+    folder: Any, student: Family | None = None, **fields: Any
+) -> MemoryDistillationTrainer:
     """A trainer on four clips; of the heir of its teacher, if no student is given."""
     settings = {
         "max_steps": 4,
@@ -75,7 +81,7 @@ def trainer(folder: Any, student: Family | None = None, **fields: Any) -> Memory
         teacher=teacher,
         train_dataset=clips(),
         eval_dataset=clips(2, "val"),
-        data_collator=collator(student.tracker.image_size),
+        data_collator=collator(student.detector.config.image_size),
     )
 
 
@@ -89,45 +95,52 @@ def trained_weights(made: MemoryDistillationTrainer) -> dict[str, torch.Tensor]:
 
 
 class Kill(TrainerCallback):
-    """Ends the process as a power cut would, once a checkpoint of this step has been written."""
+    """Ends the process as a power cut would, in the middle of a step."""
 
     def __init__(self, step: int):
         self.step = step
 
     def on_substep_end(self, args, state, control, **kwargs) -> None:
-        """Not between steps, but within one."""
+        """Of several batches of a step, the first is done."""
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_elsewhere(folder: Path, processes: int = 1, kill: int = -1, **fields: Any) -> list[int]:
-    """Train in other processes, which write `weights.pt`; their exit codes."""
+def start(folder: Path, kill: int = -1, rank: int = 0, port: int = 0, **fields: Any):
+    """Train in another process, which writes `weights.pt`; with a port, in one of two."""
+    places = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+    if port:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        fields["ddp_backend"] = "gloo"
     words = [sys.executable, __file__, str(folder), str(kill), json.dumps(fields)]
-    paths = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
-    started = []
-    for rank in range(processes):
-        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            env |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(20000 + os.getpid() % 20000),
-                "ACCELERATE_USE_CPU": "true",
-            }
-        started.append(subprocess.Popen(words, env=env))
-    return [process.wait(timeout=300) for process in started]
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> None:
+    """Wait for the end of a process, which must be this one."""
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main() -> None:
-    """What `run_elsewhere` runs."""
+    """What `start` runs."""
     torch.set_num_threads(1)
     folder, kill, fields = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    made = trainer(folder, **fields)
+    made = make_trainer(folder, **fields)
     if kill >= 0:
         made.add_callback(Kill(kill))
-    made.train()
+    made.train(resume_from_checkpoint=True)
     if made.is_world_process_zero():
         torch.save(trained_weights(made), Path(folder, "weights.pt"))
 

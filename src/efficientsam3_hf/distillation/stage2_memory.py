@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from ..evaluation.units import stack
 from ..evaluation.video_objects import score_object, summarize
@@ -107,7 +108,7 @@ class MemoryDistillationArguments(DistillationArguments):
             raise ValueError(f"corrections={self.corrections} is from 0 to {MOST_CORRECTIONS}.")
         if not 0 <= self.forcing_share <= 1:
             raise ValueError(f"forcing_share={self.forcing_share} is from 0 to 1.")
-        if self.max_objects < 1 or (self.gradient_frames or 1) < 1:
+        if self.max_objects < 1 or (self.gradient_frames is not None and self.gradient_frames < 1):
             raise ValueError("max_objects and gradient_frames are 1 or more.")
 
 
@@ -156,7 +157,9 @@ class MemoryDistillationTrainer(DistillationTrainer):
         super().__init__(model, args, **kwargs)
         model.drops_out = args.dropout
         self.is_evaluating = False
-        # Of clips that were evaluated, as the teacher does not change.
+        # The teacher does not change: it is scored on each dataset once.
+        self.scores_teacher = True
+        self.scored: list[Any] = []
         self.teacher_scores: dict[tuple, dict[str, float] | None] = {}
 
     # What is asked.
@@ -213,11 +216,7 @@ class MemoryDistillationTrainer(DistillationTrainer):
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> list[FrameFeatures]:
         """What the teacher sees in each frame. What it answers depends on corrections."""
-        pixels = inputs.get("teacher_pixel_values", inputs["pixel_values"])
-        seen = self.teacher.see(pixels.flatten(0, 1))
-        *maps, positions = self.teacher.tracker_features(seen)
-        fine, middle, coarse = (each.unflatten(0, pixels.shape[:2]).unbind(dim=1) for each in maps)
-        return [FrameFeatures(*each, positions) for each in zip(fine, middle, coarse, strict=True)]
+        return self.teacher(encode, inputs.get("teacher_pixel_values", inputs["pixel_values"]))
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: list[FrameFeatures]
@@ -225,19 +224,16 @@ class MemoryDistillationTrainer(DistillationTrainer):
         """Loss terms of the objects of a batch, frame by frame."""
         labels, plan = inputs["labels"], self.plan(inputs)
         constant = self.constant_frames(inputs)
-        tracker: Any = student.tracker
-        frames = tracker.encode_clips(inputs["pixel_values"], constant)
+        frames = encode(student, inputs["pixel_values"], constant)
         truth = true_masks(plan, labels)
         prompts = first_prompts(plan, labels, 0.0 if self.is_evaluating else JITTER)
         with torch.no_grad():
             if any(asked.corrections for _, _, asked in plan.rows()):
-                said = follow(tracker, frames, prompts, plan)
+                said = follow(student, frames, prompts, plan)
                 prompts = prompts + correcting_clicks(plan, labels, truth, said_masks(said, truth))
-            taught = follow(
-                self.teacher.tracker, targets, prompts, plan, output_conditioned_features=True
-            )
+            taught = self.teacher(follow, targets, prompts, plan, output_conditioned_features=True)
         said = follow(
-            tracker,
+            student,
             frames,
             prompts,
             plan,
@@ -291,31 +287,34 @@ class MemoryDistillationTrainer(DistillationTrainer):
 
     # Evaluation.
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
         """As in every stage, with the same prompts each time, and own memories alone."""
+        dataset: Any = dataloader.dataset
+        dataset = getattr(dataset, "dataset", dataset)  # the whole, of this process's part
         self.is_evaluating = True
+        self.scores_teacher = not any(each is dataset for each in self.scored)
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            outcome = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self.is_evaluating = False
+        self.scored.append(dataset)
+        return outcome
 
     def score(
         self, student: Family, inputs: Mapping[str, Any], targets: list[FrameFeatures]
     ) -> list[dict[str, float]]:
         """J and F of each object, given where it is first seen; the teacher's beside them."""
         labels, plan = inputs["labels"], self.score_plan(inputs)
+        prompts = first_prompts(plan, labels, jitter=0.0)
         names = {
             row: (labels[clip]["source_id"], labels[clip]["frame_indices"][0], asked.number)
             for row, clip, asked in plan.rows()
         }
-        if any(name not in self.teacher_scores for name in names.values()):
-            theirs = score_rows(
-                self.follow_given(self.teacher, targets, plan, labels), plan, labels
-            )
+        if self.scores_teacher:
+            theirs = score_rows(self.teacher(follow, targets, prompts, plan), plan, labels)
             self.teacher_scores |= {names[row]: scores for row, scores in theirs.items()}
-        tracker: Any = student.tracker
-        frames = tracker.encode_clips(inputs["pixel_values"])
-        ours = score_rows(self.follow_given(student, frames, plan, labels), plan, labels)
+        frames = encode(student, inputs["pixel_values"])
+        ours = score_rows(follow(student, frames, prompts, plan), plan, labels)
         records = []
         for row, scores in ours.items():
             beside = self.teacher_scores[names[row]]
@@ -328,12 +327,6 @@ class MemoryDistillationTrainer(DistillationTrainer):
         shares = [float(kind == self.args.scored_prompt) for kind in KINDS]
         return make_plan(inputs["labels"], PromptRules(None, shares), self.args.seed, "score")
 
-    def follow_given(
-        self, family: Any, frames: list[FrameFeatures], plan: Plan, labels: Sequence[Any]
-    ) -> EfficientSam3ClipOutput:
-        """What a tracker makes of first prompts alone."""
-        return follow(family.tracker, frames, first_prompts(plan, labels, jitter=0.0), plan)
-
     def summarize(self, records: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """J, F and J&F of student and teacher."""
         units = stack(records)
@@ -344,13 +337,11 @@ class MemoryDistillationTrainer(DistillationTrainer):
     def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
         """Frames of each clip, above with the teacher's masks, below with the student's."""
         labels, plan = batch["labels"], self.score_plan(batch)
-        tracker: Any = student.tracker
-        pixels = batch["pixel_values"]
-        families = (
-            (self.teacher, self.teacher_step(batch)),
-            (student, tracker.encode_clips(pixels)),
-        )
-        masks = [self.follow_given(each, seen, plan, labels).pred_masks for each, seen in families]
+        pixels, prompts = batch["pixel_values"], first_prompts(plan, labels, jitter=0.0)
+        masks = [
+            self.teacher(follow, self.teacher_step(batch), prompts, plan).pred_masks,
+            follow(student, encode(student, pixels), prompts, plan).pred_masks,
+        ]
         length = pixels.shape[1]
         shown = sorted(
             {round(step * (length - 1) / (MOST_DRAWN - 1)) for step in range(MOST_DRAWN)}
@@ -364,14 +355,21 @@ class MemoryDistillationTrainer(DistillationTrainer):
         }
 
 
+def encode(family: Family, pixel_values: Tensor, constant: int = 0) -> list[FrameFeatures]:
+    """What a tracker sees in each frame of clips, without gradients where its trunk is frozen."""
+    tracker: Any = family.tracker
+    return tracker.encode_clips(pixel_values, constant)
+
+
 def follow(
-    tracker: EfficientSam3TrackerVideoModel,
+    family: Family,
     frames: Sequence[FrameFeatures],
     prompts: Sequence[FramePrompt],
     plan: Plan,
     **options: Any,
 ) -> EfficientSam3ClipOutput:
-    """What a tracker makes of clips that were encoded, and prompts in relative places."""
+    """What a tracker makes of clips that were encoded, and of prompts in relative places."""
+    tracker: Any = family.tracker
     device = frames[0].coarse.device
     placed = to_pixels(prompts, plan.num_objects, tracker.config.image_size, device)
     return tracker.forward_clip(frames=frames, prompts=placed, **options)
