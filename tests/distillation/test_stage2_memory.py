@@ -1,5 +1,6 @@
 """Stage 2: memory from a teacher's and from annotations."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from efficientsam3_hf.distillation import stage2_memory
 from efficientsam3_hf.distillation.clip_prompts import first_prompts, to_pixels
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.feature_losses import whitened_error
+from efficientsam3_hf.distillation.launch import prepare
 from efficientsam3_hf.distillation.stage2_memory import MemoryDistillationTrainer
 from efficientsam3_hf.models.clip_forward import ClipPrompts
 
@@ -57,7 +59,7 @@ def trainer(tmp_path_factory) -> MemoryDistillationTrainer:
 
 def test_a_few_steps_bring_the_memory_to_the_teachers_and_leave_the_rest(tmp_path):
     made = make_trainer(
-        tmp_path, max_steps=24, logging_steps=4, save_strategy="steps", save_steps=24, **PLAIN
+        tmp_path, max_steps=20, logging_steps=4, save_strategy="steps", save_steps=20, **PLAIN
     )
     made.train_dataset = clips(2)
     before = {name: each.clone() for name, each in made.family.state_dict().items()}
@@ -76,11 +78,11 @@ def test_a_few_steps_bring_the_memory_to_the_teachers_and_leave_the_rest(tmp_pat
     assert moved == set(trained_weights(made))
     parts = {name.split(".")[1].split("_")[0] for name in moved}
     assert parts == {"memory", "spatial", "object", "temporal", "occlusion", "no"}
-    loaded = Family.load(tmp_path / "checkpoint-24")
+    loaded = Family.load(tmp_path / "checkpoint-20")
     for name, each in loaded.state_dict().items():
         assert torch.equal(each, after[name]), name
     size = sum(
-        each.numel() for each in load_file(tmp_path / "checkpoint-24/model.safetensors").values()
+        each.numel() for each in load_file(tmp_path / "checkpoint-20/model.safetensors").values()
     )
     assert size < 1.01 * sum(each.numel() for each in after.values())
 
@@ -456,8 +458,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
         "save_steps": 1,
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 1,
+        "max_steps": 3,
     }
-    step = random.randint(1, 3)
+    step = random.randint(1, 2)
     victim = start(tmp_path / "killed", kill=step, **settings)
     unharmed = make_trainer(tmp_path / "whole", **{**settings, "save_strategy": "no"})
     unharmed.train()
@@ -492,3 +495,35 @@ def test_models_without_video_are_errors(tmp_path):
     teacher = tiny_teacher()
     with pytest.raises(ValueError, match="The student has no tracker in video"):
         make_trainer(tmp_path, Family(heir(teacher).detector))
+
+
+def test_the_command_trains_evaluates_draws_and_saves(tmp_path):
+    teacher = tiny_teacher()
+    teacher.save(tmp_path / "teacher")
+    heir(teacher).save(tmp_path / "student")
+    settings = {
+        "stage": "stage2_memory",
+        "student": tmp_path / "student",
+        "teacher": tmp_path / "teacher",
+        "teacher.dtype": "float32",
+        "data.format": "synthetic",
+        "data.side": 112,
+        "data.clip_length": 3,
+        "data.length": 2,
+        "data.eval_split": "val",
+        "training.output_dir": tmp_path / "out",
+        "training.max_steps": 1,
+        "training.use_cpu": True,
+        "training.pictures_every": 1,
+        "training.save_strategy": "no",
+    }
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+    prepare(None, flags).train()
+
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_teacher_J&F"] >= 0
+    assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) == 2
+    assert Family.load(tmp_path / "out").tracker.config.memory == "perceiver"
+    example = Path(__file__).parents[2] / "examples/configs/stage2_memory_tinyvit_s.yaml"
+    prepare(example, ["--training.bf16", "false", "--training.use_cpu", "true"])
