@@ -58,7 +58,7 @@ def heir(teacher: Family) -> Family:
 
 
 def make_trainer(
-    folder: Any, student: Family | None = None, **fields: Any
+    folder: Any, student: Family | None = None, cache: Any = None, **fields: Any
 ) -> MemoryDistillationTrainer:
     """A trainer on four clips; of the heir of its teacher, if no student is given."""
     settings = {
@@ -79,6 +79,7 @@ def make_trainer(
         student,
         args,
         teacher=teacher,
+        cache=cache,
         train_dataset=clips(),
         eval_dataset=clips(2, "val"),
         data_collator=collator(student.detector.config.image_size),

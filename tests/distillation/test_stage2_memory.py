@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.feature_losses import whitened_error
 from efficientsam3_hf.distillation.launch import prepare
 from efficientsam3_hf.distillation.stage2_memory import MemoryDistillationTrainer
+from efficientsam3_hf.distillation.teacher import frame_features
 from efficientsam3_hf.models.clip_forward import ClipPrompts
 
 PLAIN = {"corrections": 0, "forcing_share": 0.0, "prompt_shares": [0.5, 0.5, 0.0]}
@@ -402,6 +404,26 @@ def test_evaluation_scores_student_and_teacher_and_asks_the_teacher_once(tmp_pat
     assert scores["eval_features"] == pytest.approx(0, abs=1e-5)
 
 
+def test_what_the_teacher_sees_may_come_with_the_batch(tmp_path, trainer):
+    cache = SimpleNamespace(
+        manifest=SimpleNamespace(kind="clip"), folder="cache", decode=lambda stored: stored
+    )
+    made = make_trainer(tmp_path, cache=cache)
+    inputs = batch(0, 1)
+    stored = frame_features(made.teacher, inputs["pixel_values"].flatten(0, 1))
+
+    found = made.teacher_step({**inputs, "teacher_features": stored, "pixel_values": None})
+
+    expected = trainer.teacher_step(inputs)
+    assert len(found) == FRAMES
+    for one, other in zip(found, expected, strict=True):
+        for ours, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    cache.manifest.kind = "trunk"
+    with pytest.raises(ValueError, match="features of kind 'trunk'"):
+        make_trainer(tmp_path, cache=cache)
+
+
 def test_pictures_show_both_models_on_frames_of_each_clip(trainer):
     pictures = trainer.draw_batch(batch(0, 1))
 
@@ -505,7 +527,7 @@ def test_the_command_trains_evaluates_draws_and_saves(tmp_path):
         "stage": "stage2_memory",
         "student": tmp_path / "student",
         "teacher": tmp_path / "teacher",
-        "teacher.dtype": "float32",
+        "teacher.dtype": "bfloat16",
         "data.format": "synthetic",
         "data.side": 112,
         "data.clip_length": 3,

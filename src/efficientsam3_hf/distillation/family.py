@@ -65,7 +65,7 @@ class Family(nn.Module):
         super().__init__()
         self.detector = detector
         self.tracker = tracker
-        if tracker is not None:
+        if detector is not None and tracker is not None:
             tracker.vision_encoder.backbone = detector.vision_encoder.backbone
         self.freezes_norms = False
         self.drops_out = True
@@ -141,6 +141,7 @@ class Family(nn.Module):
 
     def see(self, pixel_values: Tensor) -> Sam3VisionEncoderOutput:
         """What the vision encoder makes of images, for the detector and for `tracker_features`."""
+        pixel_values = pixel_values.to(self.detector.dtype)
         return self.detector.get_vision_features(pixel_values, return_dict=True)
 
     def tracker_levels(self, seen: Sam3VisionEncoderOutput) -> tuple[Tensor, ...]:

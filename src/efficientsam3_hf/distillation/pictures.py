@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
@@ -63,9 +64,9 @@ class DrawPictures(TrainerCallback):
 
 def samples_of(dataset: Any) -> Iterator[Any]:
     """The samples one after another, by number where they have one."""
-    if hasattr(dataset, "__getitem__"):
-        return (dataset[index] for index in range(len(dataset)))
-    return iter(dataset)
+    if isinstance(dataset, IterableDataset):
+        return iter(dataset)
+    return (dataset[index] for index in range(len(dataset)))
 
 
 def draw_maps(pixel_values: Tensor, teacher: Tensor, student: Tensor) -> Image.Image:

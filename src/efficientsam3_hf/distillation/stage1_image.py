@@ -13,9 +13,19 @@ from .arguments import DistillationArguments
 from .family import Family
 from .feature_losses import angle_error, same_size, valid_places, whitened_error
 from .pictures import draw_maps
+from .teacher import to_map
+from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
 
 TARGETS = ("trunk", "neck", "tracker_neck")
+
+# Where the student is compared -> kind of a cache, and its parts, finest first.
+LEVELS = ("level_0", "level_1", "level_2")
+CACHES = {
+    "trunk": ("trunk", ("trunk",)),
+    "neck": ("levels", LEVELS),
+    "tracker_neck": ("tracker_levels", LEVELS),
+}
 
 Maps = dict[str, list[Tensor]]
 
@@ -64,15 +74,23 @@ class ImageDistillationTrainer(DistillationTrainer):
         own_necks = [each for each in self.targets if each != "trunk"] if is_lateral(model) else []
         self.trained_parts = ("backbone", *own_necks)
         super().__init__(model, args, **kwargs)
+        if self.cache is not None:
+            check_cache(self.cache, self.targets)
 
     def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
         """Images."""
         return {"samples": len(inputs["pixel_values"])}
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> Maps:
-        """The teacher's maps."""
+        """The teacher's maps, from the cache if the batch brought them along."""
+        tokens = self.cached(inputs)
+        if tokens is not None:
+            return {
+                target: [to_map(tokens[part]) for part in CACHES[target][1]]
+                for target in self.targets
+            }
         pixels = inputs.get("teacher_pixel_values", inputs["pixel_values"])
-        return target_maps(self.teacher, pixels, self.targets)
+        return self.teacher(target_maps, pixels, self.targets)
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: Maps
@@ -136,6 +154,18 @@ def choose_targets(student: Family, wanted: Sequence[str]) -> list[str]:
         necks = ["neck"] if student.tracker is None else ["neck", "tracker_neck"]
         return list(wanted) or necks
     return list(wanted) or ["trunk"]
+
+
+def check_cache(cache: TeacherCache, targets: Sequence[str]) -> None:
+    """Raise if a cache does not have what the student is compared with."""
+    for target in targets:
+        kind = CACHES[target][0]
+        if cache.manifest.kind != kind:
+            raise ValueError(
+                f"The cache in {cache.folder} has features of kind {cache.manifest.kind!r}, but "
+                f"the target {target!r} needs {kind!r}. Write such a cache, or choose the target "
+                "that this one serves."
+            )
 
 
 def target_maps(family: Family, pixel_values: Tensor, targets: Sequence[str]) -> Maps:

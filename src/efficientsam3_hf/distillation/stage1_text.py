@@ -77,7 +77,7 @@ class TextDistillationTrainer(DistillationTrainer):
     def teach(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The teacher's token features, in the width of the detector."""
         device = self.args.device
-        return read(self.teacher, input_ids.to(device), attention_mask.to(device))
+        return self.teacher(read, input_ids.to(device), attention_mask.to(device))
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's token features, out of memory if they are kept."""
@@ -125,8 +125,8 @@ class TextDistillationTrainer(DistillationTrainer):
     def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
         """How alike phrases are to the teacher, and to the student."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        theirs, own = (mean_token(read(each, ids, mask), mask) for each in (self.teacher, student))
-        return {"similarities": draw_similarities(theirs, own)}
+        theirs, own = self.teacher(read, ids, mask), read(student, ids, mask)
+        return {"similarities": draw_similarities(mean_token(theirs, mask), mean_token(own, mask))}
 
 
 def read(family: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from .memory_losses import (
     pointer_error,
 )
 from .pictures import SIDE, to_picture
+from .teacher import clip_frames
 from .trainer import DistillationTrainer
 
 JITTER = 0.1  # of boxes, as in the training of SAM 2
@@ -156,6 +157,12 @@ class MemoryDistillationTrainer(DistillationTrainer):
         ]
         super().__init__(model, args, **kwargs)
         model.drops_out = args.dropout
+        if self.cache is not None and self.cache.manifest.kind != "clip":
+            raise ValueError(
+                f"The cache in {self.cache.folder} has features of kind "
+                f"{self.cache.manifest.kind!r}. Stage 2 takes those of clips: write a cache with "
+                "--kind clip."
+            )
         self.is_evaluating = False
         # The teacher does not change: it is scored on each dataset once.
         self.scores_teacher = True
@@ -216,6 +223,11 @@ class MemoryDistillationTrainer(DistillationTrainer):
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> list[FrameFeatures]:
         """What the teacher sees in each frame. What it answers depends on corrections."""
+        tokens = self.cached(inputs)
+        if tokens is not None:
+            frames = clip_frames(tokens, len(inputs["labels"]))
+            dtype = self.teacher.tracker.dtype
+            return [FrameFeatures(*(each.to(dtype) for each in frame)) for frame in frames]
         return self.teacher(encode, inputs.get("teacher_pixel_values", inputs["pixel_values"]))
 
     def student_step(

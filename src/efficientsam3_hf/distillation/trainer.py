@@ -27,9 +27,11 @@ from ..hub.model_card import write_model_card
 from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
+from .cached_features import FEATURES
 from .ema import MovingAverage
 from .family import Family
 from .pictures import DrawPictures
+from .teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class DistillationTrainer(Trainer):
         args: Of the stage.
         teacher: What `teacher_step` asks; moved to the device, in evaluation mode, never saved.
         parent: Folder the student came from: its record of training is continued.
+        cache: `TeacherCache` of which batches bring the teacher's features along.
         eval_collator: In place of `data_collator` where the student is evaluated.
         **kwargs: For `Trainer`: `data_collator`, `train_dataset`, `eval_dataset`, ...
     """
@@ -71,6 +74,7 @@ class DistillationTrainer(Trainer):
         args: DistillationArguments,
         teacher: Any = None,
         parent: str | os.PathLike | None = None,
+        cache: TeacherCache | None = None,
         eval_collator: Callable[[list], dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
@@ -90,7 +94,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.family = model
         self.teacher = self.prepare_teacher(teacher)
-        self.parent, self.eval_collator = parent, eval_collator
+        self.parent, self.cache, self.eval_collator = parent, cache, eval_collator
         self.factors = {**self.weights, **self.own_weights()}
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
@@ -216,6 +220,14 @@ class DistillationTrainer(Trainer):
         """As in `Trainer`, and timed: it is here that training waits for data."""
         with self.watch.waiting():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def cached(self, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Tokens (pictures, tokens, channels) that a batch brought along; None if it brought none.
+
+        They are under the names of the cache's parts.
+        """
+        stored = inputs.get(FEATURES)
+        return None if stored is None or self.cache is None else self.cache.decode(stored)
 
     def note(self, terms: Mapping[str, Tensor]) -> None:
         """Keep terms for the log; whether they are numbers is looked at when they are logged."""

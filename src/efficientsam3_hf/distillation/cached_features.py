@@ -1,0 +1,69 @@
+"""Batches that bring the teacher's features along.
+
+collate = CachedTeacherFeatures(cache, ImageCollator(processor, augment=[flips()]))
+loader = DataLoader(samples, batch_size=16, num_workers=8, collate_fn=collate)
+for batch in loader:
+    features = cache.decode(move(batch["teacher_features"], device))
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.augmentations import Augmentations
+from ..data.collators import usable_samples
+from .cache_files import picture_keys
+from .teacher_cache import TeacherCache
+
+FEATURES = "teacher_features"
+
+
+class CachedTeacherFeatures:
+    """A collator that adds to what another one gives what the cache has of its pictures.
+
+    It runs in worker processes, on samples by number and on streams alike. What it adds is as small
+    as on disk, and goes to the device with the rest of the batch; there `decode` makes features of
+    it. The other collator's only change to pictures may be a flip, if flips are cached.
+
+    Args:
+        cache: Of these pictures.
+        collate: Gives `pixel_values` of all samples that can be used, in their order: an
+            `ImageCollator` or a `ClipCollator`.
+    """
+
+    def __init__(self, cache: TeacherCache, collate: Callable[[Sequence[Any]], dict[str, Any]]):
+        self.cache, self.collate = cache, collate
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        usable = usable_samples(samples)
+        batch = self.collate(usable)
+        keys = [key for sample in usable for key in picture_keys(sample)]
+        pixels: Tensor = batch["pixel_values"]
+        batch[FEATURES] = self.cache.read(keys, pixels.reshape(-1, *pixels.shape[-3:]))
+        return batch
+
+    def decode(
+        self,
+        batch: Mapping[str, Any],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """Tokens (pictures, tokens, channels) of each part, for a batch in the main process.
+
+        Args:
+            batch: What this collator gave.
+            dtype: Of the features.
+            device: Where to decode; None for where the batch is.
+        """
+        stored = {
+            part: {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+            for part, tensors in batch[FEATURES].items()
+        }
+        return self.cache.decode(stored, dtype)
+
+
+def flips(probability: float = 0.5, seed: int = 0) -> Augmentations:
+    """The augmentation that a cache with flips allows."""
+    return Augmentations(flip=probability, scale=(1.0, 1.0), colour=0.0, seed=seed)
