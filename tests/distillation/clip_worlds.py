@@ -54,14 +54,15 @@ def heir(teacher: Family) -> Family:
     detector.load_state_dict(teacher.detector.state_dict())
     config = tiny_video_config("perceiver", TINY_VIT)
     torch.manual_seed(2)
-    return Family(detector, EfficientSam3TrackerVideoModel.from_teacher(teacher.tracker, config))
+    source: Any = teacher.tracker
+    return Family(detector, EfficientSam3TrackerVideoModel.from_teacher(source, config))
 
 
 def make_trainer(
     folder: Any, student: Family | None = None, cache: Any = None, **fields: Any
 ) -> MemoryDistillationTrainer:
     """A trainer on four clips; of the heir of its teacher, if no student is given."""
-    settings = {
+    settings: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 3e-3,
