@@ -88,6 +88,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it(images, world, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -108,6 +109,7 @@ def test_accelerate_launches_it(images, world, tmp_path):
     assert Family.load(output).has_video
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(texts, tmp_path):
     start = "import sys; from efficientsam3_hf.distillation.launch import prepare; "
     start += "prepare(sys.argv[1], sys.argv[2:]).train()"
@@ -136,6 +138,7 @@ def test_two_processes_take_the_steps_of_one(texts, tmp_path):
         assert measured[0][name] == pytest.approx(measured[1][name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(texts, tmp_path):
     whole = launch(texts, "--training.output_dir", str(tmp_path / "whole"))
     victim = launch(texts, "--training.output_dir", str(tmp_path / "killed"))
