@@ -101,7 +101,7 @@ def test_a_folder_of_pictures_becomes_a_student(ran, folder_world):
     assert all(stage["seconds"] > 0 for stage in plan["stages"])
     assert plan["label_seconds"] > 0
     assert plan["cache_bytes"] > 0
-    assert "learns the 5 phrases of the list and no others" in plan["remarks"][0]
+    assert "learns the 5 phrases that it is given and no others" in plan["remarks"][0]
 
     parts = result["labels"]
     broken = [name for part in parts.values() for name in part["broken"]]

@@ -17,7 +17,7 @@ from ..data.broken import DAMAGE
 from ..data.own_folder import OwnImages, phrases_for
 from .arguments import build
 from .cache_files import MANIFEST, DiskFullError
-from .data_settings import DataSettings
+from .data_settings import DataSettings, load_samples
 from .folder_plan import LOOKS_THAT_PAY, MOST_OF_DISK, Speeds, measure_teacher, size
 from .folder_settings import FolderSettings, read_phrases, split_names
 from .folder_stages import (
@@ -96,6 +96,11 @@ class FolderFacts:
         return self.state.device or torch.device("cpu")
 
     @property
+    def is_on_cuda(self) -> bool:
+        """Whether half precision is known to work."""
+        return self.settings.device.startswith("cuda")
+
+    @property
     def workers(self) -> int:
         """Processes that read and decode."""
         if self.settings.workers is None:
@@ -124,7 +129,7 @@ class FolderFacts:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, on its device."""
-        dtype = "float32" if self.settings.is_on_cpu else "bfloat16"
+        dtype = "bfloat16" if self.is_on_cuda else "float32"
         return load_teacher(self.settings.teacher, dtype, self.has_tracker).to(self.device)
 
     @cached_property
@@ -190,7 +195,7 @@ class FolderFacts:
         if own is not None:
             return int(own)
         is_text = stage == "stage1_text"
-        return min(TEXT_BATCH, len(self.all_phrases)) if is_text else self.settings.batch
+        return min(TEXT_BATCH, self.text_count) if is_text else self.settings.batch
 
     def samples_of_step(self, stage: str) -> int:
         """Samples of a step of all processes."""
@@ -201,10 +206,18 @@ class FolderFacts:
         own = self.overrides(stage, "training").get("max_steps")
         if own is not None:
             return int(own)
-        samples = self.all_phrases if stage == "stage1_text" else self.parts["train"]
+        samples = self.text_count if stage == "stage1_text" else len(self.parts["train"])
         settings = self.settings
         per_step = self.samples_of_step(stage)
-        return steps_of(stage, len(samples), per_step, settings.steps, settings.epochs)
+        return steps_of(stage, samples, per_step, settings.steps, settings.epochs)
+
+    @cached_property
+    def text_count(self) -> int:
+        """Phrases that a text tower learns: those of the list, unless others are given."""
+        own = self.overrides("stage1_text", "data")
+        if "root" not in own:
+            return len(self.all_phrases)
+        return len(load_samples(build("data", {"format": "phrases", **own}, DataSettings), "texts"))
 
     def overrides(self, stage: str, section: str) -> dict[str, Any]:
         """Settings that were given for a section of a stage."""
@@ -225,10 +238,11 @@ class FolderFacts:
     def data_of(self, stage: str) -> dict[str, Any]:
         """Its section `data`."""
         if stage == "stage1_text":
+            texts = self.overrides(stage, "data").get("root", self.settings.phrases)
             return {
                 "format": "phrases",
                 "root": str(self.work / "labels" / "phrases.json"),
-                "name": f"phrases of {Path(self.settings.phrases).name}",
+                "name": f"phrases of {Path(texts).name}",
             }
         images = Path(self.settings.images)
         values = {
@@ -253,7 +267,7 @@ class FolderFacts:
             "per_device_train_batch_size": self.batch_of(stage),
             "per_device_eval_batch_size": settings.batch,
             "seed": settings.seed,
-            "bf16": settings.device.startswith("cuda"),
+            "bf16": self.is_on_cuda,
             "use_cpu": is_on_cpu,
             "ddp_backend": "gloo" if is_on_cpu and self.state.num_processes > 1 else None,
             "dataloader_num_workers": self.workers,

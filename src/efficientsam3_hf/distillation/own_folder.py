@@ -94,7 +94,7 @@ class FolderJob(FolderFacts):
         if "stage1_text" in self.stages:
             remarks.append(
                 f"The student's text tower is not the teacher's. It learns the "
-                f"{len(self.all_phrases):,} phrases of the list and no others; a variant whose "
+                f"{self.text_count:,} phrases that it is given and no others; a variant whose "
                 "name ends in -sam3text keeps the teacher's."
             )
         unknown = set(self.phrases) - set(self.names) if isinstance(self.phrases, dict) else ()
