@@ -150,7 +150,8 @@ class ConceptTrainer(DistillationTrainer):
         detector, device = self.teacher.detector, self.args.device
         unread = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self.teacher_phrases]
         if unread:
-            tokens = build_tokenizer(detector.config.context_length)(
+            config = detector.config
+            tokens = build_tokenizer(config.context_length, getattr(config, "words", None))(
                 unread, padding=True, truncation=True, return_tensors="pt"
             ).to(device)
             mask = tokens["attention_mask"]

@@ -1,0 +1,152 @@
+"""A SAM 3 of a million and a half parameters, and weights that it learns from scratch with."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import Sam3Config, Sam3Model
+
+from efficientsam3_hf import EfficientSam3Config, EfficientSam3Model
+from efficientsam3_hf.tokenizer import FIRST_TOKENS, LAST_TOKENS
+
+from .world import SIDE, WORDS
+
+PATCH = 12
+GRID = SIDE // PATCH
+# transformers' tracker has memories of 64 channels whatever its configuration says, and cuts
+# pointers to objects into as many.
+WIDTH = 64
+VIT_WIDTH = 128
+ANCHORS = 5  # in a row of queries
+HEADS = {
+    "hidden_size": WIDTH,
+    "num_attention_heads": 4,
+    "intermediate_size": 2 * WIDTH,
+    "dropout": 0.0,
+}
+
+
+def vision_config() -> dict:
+    """SAM 3's vision encoder, with windows of half the image."""
+    return {
+        "model_type": "sam3_vision_model",
+        "fpn_hidden_size": WIDTH,
+        "backbone_feature_sizes": [[scale * GRID, scale * GRID] for scale in (4, 2, 1)],
+        "backbone_config": {
+            "model_type": "sam3_vit_model",
+            "hidden_size": VIT_WIDTH,
+            "intermediate_size": 2 * VIT_WIDTH,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": SIDE,
+            "pretrain_image_size": SIDE,
+            "patch_size": PATCH,
+            "window_size": GRID // 2,
+            "global_attn_indexes": [1, 3],
+        },
+    }
+
+
+def text_config() -> dict:
+    """SAM 3's text tower for the words of the world."""
+    vocab_size = len(FIRST_TOKENS) + len(WORDS) + len(LAST_TOKENS)
+    return {
+        "model_type": "clip_text_model",
+        "vocab_size": vocab_size,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "projection_dim": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 8,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+        "bos_token_id": vocab_size - 2,
+        "eos_token_id": vocab_size - 1,
+    }
+
+
+def teacher_config() -> EfficientSam3Config:
+    """Everything that the concept model has."""
+    return EfficientSam3Config(
+        vision_config=vision_config(),
+        text_config=text_config(),
+        geometry_encoder_config={**HEADS, "num_layers": 1},
+        detr_encoder_config={**HEADS, "num_layers": 2},
+        detr_decoder_config={**HEADS, "num_layers": 3, "num_queries": ANCHORS**2},
+        mask_decoder_config={
+            "hidden_size": WIDTH,
+            "num_attention_heads": 4,
+            "num_upsampling_stages": 2,
+        },
+        # As in transformers, whose classes load the same weights and give the same outputs.
+        always_encode_geometry=False,
+        has_point_branch=False,
+        init_local_box_bias=True,
+        words=WORDS,
+        objective={"class_target": "one", "class_queries": ANCHORS**2, "mask_points": None},
+    )
+
+
+def new_teacher(seed: int = 0) -> EfficientSam3Model:
+    """A teacher that has learned nothing yet."""
+    torch.manual_seed(seed)
+    model = EfficientSam3Model(teacher_config())
+    scale_to_fan_in(model)
+    lay_out_queries(model)
+    lay_out_positions(model)
+    model.detr_decoder.init_local_box_bias()
+    return model
+
+
+def as_transformers(model: EfficientSam3Model) -> Sam3Model:
+    """The same teacher as a class of transformers."""
+    config = model.config.to_dict()
+    stock = Sam3Model(
+        Sam3Config(**{name: config[name] for name in Sam3Config.sub_configs_defaults})
+    )
+    stock.load_state_dict(model.state_dict())
+    return stock.eval()
+
+
+@torch.no_grad()
+def scale_to_fan_in(model: nn.Module) -> None:
+    """Let signals keep their size: the usual deviation of 0.02 is for layers ten times as wide."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight.normal_(std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.ConvTranspose2d):  # whose outputs each have one input pixel
+            module.weight.normal_(std=len(module.weight) ** -0.5)
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(std=0.5)
+
+
+@torch.no_grad()
+def lay_out_queries(model: EfficientSam3Model) -> None:
+    """Spread queries over the image; they differ by nothing but their places."""
+    decoder = model.detr_decoder
+    middle = (torch.arange(ANCHORS) + 0.5) / ANCHORS
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    size = torch.full_like(x, 0.35)
+    anchors = torch.stack([x, y, size, size], dim=-1).view(-1, 4)
+    decoder.reference_points.weight.copy_(anchors.logit())
+    decoder.query_embed.weight.copy_(waves(anchors[:, :2], WIDTH))
+    # Boxes start out at their anchors.
+    decoder.box_head.layer3.weight.mul_(0.01)
+
+
+@torch.no_grad()
+def lay_out_positions(model: EfficientSam3Model) -> None:
+    """Tell the ViT where its patches are."""
+    middle = (torch.arange(GRID) + 0.5) / GRID
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    places = torch.stack([x, y], dim=-1).view(-1, 2)
+    backbone = model.vision_encoder.backbone
+    backbone.embeddings.position_embeddings.copy_(waves(places, VIT_WIDTH)[None])
+
+
+def waves(places: Tensor, width: int, most: float = 3.0) -> Tensor:
+    """Sines and cosines (count, width) of (x, y) in [0, 1], from half a wave to `most` waves."""
+    waves = torch.logspace(math.log10(0.5), math.log10(most), width // 4)
+    phase = 2 * math.pi * places[..., None] * waves  # (count, 2, width / 4)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1).flatten(1)
