@@ -23,6 +23,7 @@ from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 from .lessons import LessonArguments, LessonTrainer
 from .scores import score_concepts
+from .state import import_state
 from .teacher import GRID, new_teacher
 from .world import MOST_THINGS, SIDE, WORLD, DescribedCollator, DescribedScenes, scenes
 
@@ -60,17 +61,16 @@ class Timekeeper(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         """Add a line to the log. What scoring takes is no training."""
         line: dict[str, Any] = {
-            "step": state.global_step,
-            "images": state.global_step * args.train_batch_size,
+            "step": self.trainer.steps,
             "minutes": round(self.trainer.minutes, 2),
         }
-        if state.global_step > self.trainer.args.warm_up:
+        if self.trainer.steps > self.trainer.args.warm_up + self.trainer.args.naming:
             with self.trainer.averaged():
                 line |= score_concepts(self.trainer.family.detector, self.held_out)
             self.trainer.family.train()
         losses = [entry for entry in state.log_history if "loss" in entry]
         if losses:
-            kept = ("loss", "class", "presence", "l1", "giou", "mask", "dice", "words", "places")
+            kept = ("loss", "class", "presence", "l1", "giou", "mask", "dice", "words", "places", "named")
             line |= {f"train_{name}": losses[-1].get(name) for name in kept}
             line["images_per_second"] = losses[-1].get("samples_per_second")
         with (self.folder / LOG_FILE).open("a", encoding="utf-8") as log:
@@ -106,6 +106,7 @@ def build_trainer(options: argparse.Namespace) -> LessonTrainer:
             max_grad_norm=options.clip,
             ema_decay=options.ema,
             warm_up=options.warm_up,
+            naming=options.naming,
             where_weight=options.where_weight,
             save_strategy="no",  # by the clock
             save_total_limit=2,
@@ -137,6 +138,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True, help="where checkpoints and the log go")
+    parser.add_argument("--start", help="file of `state.py` to go on from, in a new folder")
     parser.add_argument("--minutes", type=float, default=120.0, help="to train, this time")
     parser.add_argument("--steps", type=int, default=1_000_000, help="to train, in all")
     parser.add_argument("--every", type=float, default=5.0, help="minutes between checkpoints")
@@ -146,7 +148,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip", type=float, default=1.0, help="greatest norm of gradients")
     parser.add_argument("--ema", type=float, default=0.998, help="of the averaged weights")
     parser.add_argument("--warm-up", type=int, default=1500, help="steps of the vision encoder")
-    parser.add_argument("--where-weight", type=float, default=1.0)
+    parser.add_argument("--naming", type=int, default=1500, help="then, of both encoders")
+    parser.add_argument("--where-weight", type=float, default=4.0)
     parser.add_argument("--most", type=int, default=MOST_THINGS, help="things in an image")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="images to score with")
     parser.add_argument("--workers", type=int, default=1)
@@ -159,7 +162,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     trainer = build_trainer(options)
-    trainer.train(resume_from_checkpoint=last_checkpoint(options.folder))
+    checkpoint = last_checkpoint(options.folder)
+    if checkpoint is None and options.start:
+        import_state(trainer, options.start)
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 if __name__ == "__main__":

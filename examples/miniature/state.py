@@ -1,0 +1,80 @@
+"""A run of `train_teacher` in a few megabytes, to go on from elsewhere.
+
+    python -m examples.miniature.state outputs/teacher teacher_state.safetensors
+    python -m examples.miniature.train_teacher --folder outputs/next \\
+        --start teacher_state.safetensors
+
+Weights and their moving average are kept in half precision, the moments of Adam are left out: they
+are back after a hundred steps of a rising learning rate.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from efficientsam3_hf.distillation.ema import EMA_FILE
+from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.distillation.trainer import EXTRA_FILE, last_checkpoint
+
+from .lessons import LessonTrainer
+
+WEIGHTS, AVERAGE = "weights.", "average."
+
+
+def export_state(folder: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Write the last checkpoint of a folder into one file."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        raise FileNotFoundError(f"{os.fspath(folder)} has no checkpoint that was written whole.")
+    tensors = {
+        prefix + name: tensor.half()
+        for prefix, held in (
+            (WEIGHTS, Family.load(checkpoint).state_dict()),
+            (AVERAGE, load_file(Path(checkpoint) / EMA_FILE)),
+        )
+        for name, tensor in held.items()
+        if tensor.is_floating_point()
+    }
+    past = json.loads((Path(checkpoint) / EXTRA_FILE).read_text(encoding="utf-8"))
+    metadata = {name: str(past[name]) for name in ("minutes", "steps")}
+    save_file(tensors, os.fspath(path), metadata=metadata)
+
+
+def import_state(trainer: LessonTrainer, path: str | os.PathLike) -> None:
+    """Put a trainer where `export_state` left another one."""
+    with safe_open(os.fspath(path), "pt") as file:
+        metadata = file.metadata()
+    stored = load_file(os.fspath(path))
+    parts = [
+        {
+            name.removeprefix(prefix): tensor.float()
+            for name, tensor in stored.items()
+            if name.startswith(prefix)
+        }
+        for prefix in (WEIGHTS, AVERAGE)
+    ]
+    trainer.family.load_state_dict(parts[0], strict=False)
+    if trainer.average is not None:
+        trainer.average.weights = {
+            name: parts[1][name].to(tensor) for name, tensor in trainer.average.weights.items()
+        }
+    trainer.minutes, trainer.past_steps = float(metadata["minutes"]), int(metadata["steps"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="of a run")
+    parser.add_argument("file", help="to write")
+    options = parser.parse_args(arguments)
+    with torch.no_grad():
+        export_state(options.folder, options.file)
+    print(f"{options.file}: {os.path.getsize(options.file) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
