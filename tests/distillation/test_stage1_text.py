@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from distillation.worlds import tiny_student, tiny_teacher
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
@@ -176,3 +177,21 @@ def test_a_picture_shows_which_phrases_are_alike(make_trainer, tmp_path):
     make_trainer(pictures_every=2).train()
 
     assert (tmp_path / "pictures/step-000002/similarities.png").is_file()
+
+
+def test_what_is_pushed_is_the_average_with_the_familys_card(make_trainer, tmp_path):
+    trainer = make_trainer(ema_decay=0.9)
+    trainer.train()
+
+    trainer.save_model(_internal_call=True)  # as `Trainer.push_to_hub` does
+    trainer.create_model_card(model_name="student")
+
+    stored = load_file(tmp_path / "model.safetensors")
+    name = "text_projection.weight"
+    assert torch.equal(
+        stored[f"detector_model.{name}"], trainer.average.weights[f"detector.{name}"]
+    )
+    assert not torch.equal(
+        stored[f"detector_model.{name}"], trainer.family.detector.text_projection.weight
+    )
+    assert "stage 1: text" in (tmp_path / "README.md").read_text()

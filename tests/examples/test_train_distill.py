@@ -88,6 +88,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it(images, world, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -108,6 +109,7 @@ def test_accelerate_launches_it(images, world, tmp_path):
     assert Family.load(output).has_video
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(texts, tmp_path):
     start = "import sys; from efficientsam3_hf.distillation.launch import prepare; "
     start += "prepare(sys.argv[1], sys.argv[2:]).train()"
@@ -136,6 +138,7 @@ def test_two_processes_take_the_steps_of_one(texts, tmp_path):
         assert measured[0][name] == pytest.approx(measured[1][name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(texts, tmp_path):
     whole = launch(texts, "--training.output_dir", str(tmp_path / "whole"))
     victim = launch(texts, "--training.output_dir", str(tmp_path / "killed"))
@@ -230,3 +233,16 @@ def test_help_names_every_setting(stage):
     assert "--data.augment ('all')" in text
     assert "--training.ema_decay (0.0)" in text
     assert ("--training.targets" in text) == (stage == "stage1_image")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=str)
+def test_the_configurations_that_come_along_are_read(path, tmp_path):
+    flags = ["--training.output_dir", str(tmp_path), "--training.use_cpu", "true"]
+
+    run = prepare(path, flags)
+
+    name = run.student_settings.name
+    assert name in zoo.names() or name.startswith("outputs/stage1_image_")
+    assert run.data.for_evaluation() is not None
+    metric = run.training.metric_for_best_model
+    assert metric is None or run.training.eval_strategy == run.training.save_strategy

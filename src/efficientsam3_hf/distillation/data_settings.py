@@ -69,6 +69,7 @@ class DataSettings:
     eval_format: str | None = option(None, "Evaluation: its format.")
     eval_root: str | None = option(None, "Evaluation: its folder, file or address.")
     eval_split: str | None = option(None, "Evaluation: its part.")
+    eval_tars: str | None = option(None, "Evaluation: which of SA-1B's tars.")
     eval_annotations: str | None = option(None, "Evaluation: its file of annotations.")
     eval_images: str | None = option(None, "Evaluation: its folder of pictures or frames.")
     eval_length: int | None = option(None, "Evaluation: how many synthetic samples there are.")

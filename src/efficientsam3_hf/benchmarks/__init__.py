@@ -1,0 +1,1 @@
+"""Models run on datasets, and their answers scored: what `efficientsam3 evaluate` does."""
