@@ -231,6 +231,8 @@ class ClipCollator:
         mask_size: (height, width) of the masks in `labels`; None keeps each clip's own.
         augment: Called with each sample, one after another, before all else, such as
             `[Augmentations()]`.
+        teacher_processor: Of a model that is learned from. Where its size is another, the same
+            frames are given as `teacher_pixel_values`, too.
     """
 
     def __init__(
@@ -238,8 +240,11 @@ class ClipCollator:
         image_processor: Any,
         mask_size: tuple[int, int] | None = (288, 288),
         augment: Sequence[Callable[[ClipSample], ClipSample]] = (),
+        teacher_processor: Any = None,
     ):
         self.image_processor, self.mask_size, self.augment = image_processor, mask_size, augment
+        is_other = teacher_processor is not None and teacher_processor.size != image_processor.size
+        self.teacher_processor = teacher_processor if is_other else None
 
     def __call__(self, samples: Sequence[ClipSample | None]) -> dict[str, Any]:
         usable = usable_samples(samples)
@@ -254,11 +259,16 @@ class ClipCollator:
         if len(lengths) > 1:
             raise ValueError(f"Clips of {sorted(lengths)} frames do not fit one batch.")
         flat = [frame for of_clip in frames for frame in of_clip]
+        shape = (len(usable), lengths.pop())
         pixels: Tensor = self.image_processor(flat, return_tensors="pt")["pixel_values"]
-        return {
-            "pixel_values": pixels.unflatten(0, (len(usable), lengths.pop())),
+        batch: dict[str, Any] = {
+            "pixel_values": pixels.unflatten(0, shape),
             "labels": [self.label(sample) for sample in usable],
         }
+        if self.teacher_processor is not None:
+            pixels = self.teacher_processor(flat, return_tensors="pt")["pixel_values"]
+            batch["teacher_pixel_values"] = pixels.unflatten(0, shape)
+        return batch
 
     def label(self, sample: ClipSample) -> dict[str, Any]:
         """What a model should find in one clip."""

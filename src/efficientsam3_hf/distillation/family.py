@@ -15,6 +15,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from .. import zoo
 from ..models.checkpoint_layout import detector_weights, tracker_weights
 from ..models.configuration_efficientsam3 import EfficientSam3Config
+from ..models.memory_attention import EfficientSam3RotaryAttention
 from ..models.modeling_efficientsam3 import EfficientSam3Model
 from ..models.modeling_efficientsam3_tracker import EfficientSam3TrackerModel
 from ..models.modeling_efficientsam3_tracker_video import (
@@ -22,6 +23,7 @@ from ..models.modeling_efficientsam3_tracker_video import (
     tracker_video_config,
 )
 from ..models.object_memory import FrameFeatures
+from ..models.perceiver_memory import EfficientSam3PerceiverAttention
 
 Tracker = EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel
 Answer = TypeVar("Answer")
@@ -40,10 +42,12 @@ PARTS = {
     "masks": "detector.mask_decoder.*",
     "detector": "detector.*",
     "tracker": "tracker.*",
-    "memory": "tracker.memory_*",
+    "memory": "tracker.memory_*",  # attention, encoder and temporal positions
     "perceiver": "tracker.spatial_perceiver.*",
 }
 NORMS = (nn.modules.batchnorm._BatchNorm,)
+# What leaves units out in training; the attentions as their configurations say.
+DROPOUTS = (nn.Dropout, EfficientSam3RotaryAttention, EfficientSam3PerceiverAttention)
 
 
 class Family(nn.Module):
@@ -65,6 +69,7 @@ class Family(nn.Module):
         if detector is not None and tracker is not None:
             tracker.vision_encoder.backbone = detector.vision_encoder.backbone
         self.freezes_norms = False
+        self.drops_out = True
         self.name_or_path = ""  # where it came from, for records
 
     @classmethod
@@ -216,7 +221,10 @@ class Family(nn.Module):
         for module in self.modules():
             own = list(module.parameters())
             is_frozen = bool(own) and not any(weight.requires_grad for weight in own)
-            if is_frozen or (self.freezes_norms and isinstance(module, NORMS)):
+            is_still = (self.freezes_norms and isinstance(module, NORMS)) or (
+                not self.drops_out and isinstance(module, DROPOUTS)
+            )
+            if is_frozen or is_still:
                 module.eval()
         return self
 

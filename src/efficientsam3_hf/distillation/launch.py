@@ -18,7 +18,7 @@ from transformers import AutoConfig, TrainingArguments
 
 from .. import zoo
 from ..data.augmentations import ChooseInstances, ChooseQueries
-from ..data.collators import ImageCollator, PhraseCollator, PictureCollator
+from ..data.collators import ClipCollator, ImageCollator, PhraseCollator, PictureCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from ..tokenizer import build_tokenizer
@@ -29,6 +29,7 @@ from .family import Family, new_student
 from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
 from .stage1_prompts import PromptDistillationArguments, PromptDistillationTrainer
 from .stage1_text import TextDistillationArguments, TextDistillationTrainer
+from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
 from .teacher import Teacher, load_teacher
 from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
@@ -129,6 +130,16 @@ def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
     return PhraseCollator(processor, seed=run.training.seed)
 
 
+def collate_clips(run: "Run", training: bool) -> Any:
+    """Frames, also at the teacher's size if it is another, and the masks of each object."""
+    collate = ClipCollator(
+        run.processor.image_processor,
+        augment=run.augmentations if training else [],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
+
+
 # One row for each stage: its arguments, its trainer, what it reads, and how that becomes batches.
 STAGES = {
     "stage1_image": Stage(
@@ -139,6 +150,9 @@ STAGES = {
     ),
     "stage1_text": Stage(
         TextDistillationArguments, TextDistillationTrainer, "texts", collate_phrases
+    ),
+    "stage2_memory": Stage(
+        MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips
     ),
 }
 
