@@ -232,7 +232,7 @@ def test_help_names_every_setting(stage):
     assert "--student.pretrained_trunk (True)" in text
     assert "--data.augment ('all')" in text
     assert "--training.ema_decay (0.0)" in text
-    assert ("--training.targets" in text) == (stage == "stage1_image")
+    assert ("--training.targets" in text) == (stage in ("stage1_image", "stage1_prompts"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=str)
