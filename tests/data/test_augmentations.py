@@ -9,6 +9,7 @@ import pytest
 from efficientsam3_hf.data.augmentations import (
     Augmentations,
     Change,
+    ChooseInstances,
     ChooseQueries,
     change_clip,
     change_image,
@@ -227,3 +228,24 @@ def test_some_queries_are_kept_and_others_in_another_epoch(marked):
     assert [query.phrase for query in choose(sample).queries] == chosen[-1]
     with pytest.raises(ValueError, match="no queries"):
         ChooseQueries(0, 0)
+
+
+def test_instances_are_chosen_by_name_and_epoch_and_queries_say_so():
+    sample = next(each for each in Scenes(9) if sum(len(q.instances) for q in each.queries) > 3)
+    choose = ChooseInstances(2, seed=3)
+
+    once, again = choose(sample), choose(sample)
+    everything = ChooseInstances(99)(sample)
+    chosen = []
+    for epoch in range(9):
+        choose.set_epoch(epoch)
+        chosen.append([query.instances for query in choose(sample).queries])
+
+    assert once == again
+    assert everything == sample
+    assert [query.phrase for query in once.queries] == [query.phrase for query in sample.queries]
+    assert sum(len(query.instances) for query in once.queries) == 2
+    for query, whole in zip(once.queries, sample.queries, strict=True):
+        assert all(instance in whole.instances for instance in query.instances)
+        assert query.is_exhaustive == (len(query.instances) == len(whole.instances))
+    assert any(each != chosen[0] for each in chosen)

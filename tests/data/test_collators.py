@@ -5,8 +5,17 @@ import pytest
 import torch
 from tiny import tiny_tracker_video
 
-from efficientsam3_hf.data.collators import ClipCollator, ImageCollator, stack_masks
+from efficientsam3_hf import EfficientSam3ImageProcessor
+from efficientsam3_hf.data.augmentations import Augmentations, Change
+from efficientsam3_hf.data.collators import (
+    ClipCollator,
+    ImageCollator,
+    PhraseCollator,
+    PictureCollator,
+    stack_masks,
+)
 from efficientsam3_hf.data.masks_rle import to_rle
+from efficientsam3_hf.data.phrases import TextSample
 from efficientsam3_hf.data.samples import ImageSample, Instance, Query
 from efficientsam3_hf.data.synthetic import Clips, Scenes
 
@@ -31,6 +40,7 @@ def test_labels_stand_in_the_order_of_the_prompts(processor, sample):
     assert batch["pixel_values"].shape == (2, 3, 112, 112)
     assert len(batch["input_ids"]) == len(batch["labels"]) == 6
     assert batch["image_indices"].tolist() == [label["image"] for label in batch["labels"]]
+    assert {label["image_id"] for label in batch["labels"]} == {3}
     assert [label["phrase"] for label in batch["labels"][:3]] == ["a door", "a cat", "a dog"]
     assert [bool(label["is_exhaustive"]) for label in batch["labels"][:3]] == [True, True, False]
 
@@ -150,3 +160,112 @@ def test_clips_of_different_lengths_do_not_mix(processor):
     second.frames = None
     with pytest.raises(ValueError, match="take a cut"):
         ClipCollator(processor.image_processor)([second])
+
+
+class OneChange(Augmentations):
+    """The same change for all samples."""
+
+    def __init__(self, change: Change):
+        super().__init__()
+        self.change = change
+
+    def choose(self, sample):
+        return self.change
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_valid_is_where_a_picture_lies_on_its_canvas(processor, flip):
+    white = np.full((80, 160, 3), 255, np.uint8)
+    white[::2] = 253  # so that the canvas, of the mean colour, is told apart
+    sample = ImageSample("own", 1, "x.jpg", (80, 160), [], white)
+    change = Change(flip=flip, scale=0.5, place=(0.25, 1.0))
+
+    batch = PictureCollator(processor.image_processor, [OneChange(change)])([sample])
+
+    # 40 of 80 rows, 80 of 160 columns; 20 of the 80 columns left are to the left of it.
+    expected = torch.zeros(112, 112, dtype=torch.bool)
+    expected[56:, 14:70] = True
+    if flip:
+        expected = expected.flip(1)
+    assert torch.equal(batch["valid"][0], expected)
+    canvas = batch["pixel_values"][0, 0][~expected]
+    assert canvas.std() < 1e-3  # of one colour, apart from the rim of the resize
+
+
+@pytest.mark.parametrize("scale", [1.2, 4.0])
+def test_a_picture_larger_than_its_canvas_covers_it(processor, scale):
+    sample = Scenes(1, side=64)[0]
+
+    batch = PictureCollator(processor.image_processor, [OneChange(Change(scale=scale))])([sample])
+
+    assert batch["valid"].all()
+
+
+def test_a_teacher_of_another_size_gets_the_same_pictures_at_its_own(processor):
+    small = processor.image_processor
+    large = EfficientSam3ImageProcessor(size={"height": 140, "width": 140})
+    samples = [Scenes(2, side=64)[index] for index in range(2)]
+
+    augment = [Augmentations(seed=3)]
+    batch = PictureCollator(small, augment, teacher_processor=large)([None, *samples])
+    alone = PictureCollator(large, augment)(samples)
+
+    assert batch["pixel_values"].shape == (2, 3, 112, 112)
+    assert torch.equal(batch["teacher_pixel_values"], alone["pixel_values"])
+    assert batch["names"] == ["synthetic/0", "synthetic/1"]
+    same = PictureCollator(small, teacher_processor=small)(samples)
+    assert "teacher_pixel_values" not in same
+    assert "valid" not in same
+
+
+def test_shuffled_phrases_have_the_same_words(processor):
+    collate = PhraseCollator(processor)
+    text = "a waterproof red umbrella by the schoolhouse"
+    samples = [TextSample(text, "1"), TextSample("dog", "2")]
+
+    batch = collate(samples)
+
+    ids, shuffled = batch["input_ids"], batch["shuffled_ids"]
+    assert torch.equal(shuffled[1], ids[1])
+    assert not torch.equal(shuffled[0], ids[0])
+    words = processor.tokenizer.decode(shuffled[0], skip_special_tokens=True).split("!")[0].split()
+    assert words != text.split()
+    assert sorted(words) == sorted(text.split())  # no word was torn apart
+    ends = batch["attention_mask"].sum(dim=1) - 1
+    for row, end in zip(shuffled, ends, strict=True):
+        assert row[0] == processor.tokenizer.bos_token_id
+        assert row[end] == processor.tokenizer.eos_token_id
+        assert not row[end + 1 :].any()
+
+
+def test_an_order_of_words_depends_on_phrase_seed_and_epoch_alone(processor):
+    text = TextSample("one two three four five six seven", "1")
+    collate = PhraseCollator(processor, seed=1)
+    first = collate([text])["shuffled_ids"][0]
+
+    assert torch.equal(collate([TextSample("cat", "2"), text])["shuffled_ids"][1], first)
+    collate.set_epoch(1)
+    assert not torch.equal(collate([text])["shuffled_ids"][0], first)
+    collate.set_epoch(0)
+    assert torch.equal(collate([text])["shuffled_ids"][0], first)
+    assert not torch.equal(PhraseCollator(processor, seed=2)([text])["shuffled_ids"][0], first)
+
+
+def test_a_phrase_that_is_cut_keeps_what_is_left_of_it(processor):
+    text = TextSample(" ".join(["internationalization"] * 3 + ["umbrella"] * 20), "1")
+
+    batch = PhraseCollator(processor)([text])
+
+    assert sorted(batch["shuffled_ids"][0].tolist()) == sorted(batch["input_ids"][0].tolist())
+    assert "shuffled_ids" not in PhraseCollator(processor, shuffle=False)([text])
+
+
+def test_a_teacher_of_another_size_gets_the_same_pictures(processor, sample):
+    other = EfficientSam3ImageProcessor(size={"height": 126, "width": 126})
+
+    batch = ImageCollator(processor, teacher_processor=other)([sample])
+    same = ImageCollator(processor, teacher_processor=processor.image_processor)([sample])
+
+    expected = other([sample.image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["teacher_pixel_values"], expected)
+    assert "teacher_pixel_values" not in same

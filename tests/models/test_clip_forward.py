@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from efficientsam3_hf import EfficientSam3TrackerVideoModel, EfficientSam3VideoSession
+from efficientsam3_hf.models.clip_forward import ClipPrompts, FramePrompt
 
 FRAMES = 9  # more than a tracker sees at once
 CLIP, MASKS = moving_squares(FRAMES)
@@ -311,6 +312,8 @@ def test_a_few_steps_teach_a_clip(fresh):
         ({"input_points": POINTS}, "points and labels together"),
         ({**PROMPTS["boxes"], **PROMPTS["masks"]}, "Give points, boxes"),
         ({**PROMPTS["boxes"], "frames": []}, "either pixel_values or frames"),
+        ({**PROMPTS["boxes"], "prompts": ClipPrompts(2, [])}, "not both"),
+        ({"prompts": ClipPrompts(2, [])}, "No object has a prompt in the 9 frames"),
         ({**PROMPTS["boxes"], "num_frames": 10}, "num_frames=10 of clips of 9"),
         ({**PROMPTS["boxes"], "is_forced": torch.ones(9)}, "give those too"),
         ({**PROMPTS["boxes"], "memory_masks": ALL_MASKS[:, :, :1]}, "with 2 objects"),
@@ -319,3 +322,101 @@ def test_a_few_steps_teach_a_clip(fresh):
 def test_inputs_that_make_no_sense_are_errors_that_say_why(model, inputs: dict, message: str):
     with pytest.raises(ValueError, match=message):
         model.forward_clip(CLIPS, **inputs)
+
+
+def mixed_prompts() -> ClipPrompts:
+    """Four rows: a point, a mask and a box, begun on frames of their own, and nothing.
+
+    The object with the mask, and that of the point, are corrected later, each on its own frame.
+    """
+    return ClipPrompts(
+        2,
+        [
+            FramePrompt(0, [0], POINTS[0, :1], LABELS[0, :1]),
+            FramePrompt(2, [1], masks=MASKS[2, 1][None, None].float()),
+            FramePrompt(1, [3], BOXES[1, 1].view(1, 2, 2), torch.tensor([[2, 3]])),
+            # One is corrected where another begins, and two at once.
+            FramePrompt(2, [0], torch.tensor([[[30.0, 26.0]]]), torch.ones(1, 1).long()),
+            FramePrompt(
+                6, [3, 0], torch.tensor([[[50.0, 50.0]], [[9.0, 9.0]]]), torch.tensor([[1], [0]])
+            ),
+        ],
+    )
+
+
+def test_objects_begin_and_are_corrected_as_in_a_session(model):
+    prompts = mixed_prompts()
+
+    outputs = model.forward_clip(CLIPS, prompts=prompts)
+
+    for clip in range(2):
+        session = EfficientSam3VideoSession(CLIPS[clip], 112, 112)
+        for time in range(FRAMES):
+            given = [
+                (row, each.of([place]))
+                for each in prompts.prompts
+                for place, row in enumerate(each.rows)
+                if each.frame == time and row // 2 == clip
+            ]
+            if any(row in session.objects for row, _ in given):
+                model(session, frame_idx=time)  # what is corrected has been seen before
+            for row, prompt in given:
+                if prompt.masks is not None:
+                    session.add_mask(row, time, prompt.masks[0, 0])
+                else:
+                    session.add_points(row, time, prompt.points[0], prompt.labels[0])
+            result = model(session, frame_idx=time)
+            for place, row in enumerate(result.object_ids):
+                for ours, theirs in (
+                    (outputs.pred_masks, result.pred_masks[place, 0]),
+                    (outputs.object_score_logits, result.object_score_logits[place, 0]),
+                ):
+                    torch.testing.assert_close(
+                        ours[clip, time, row % 2], theirs.clone(), atol=tolerance(model), rtol=1e-4
+                    )
+            for row in {2 * clip, 2 * clip + 1} - set(result.object_ids):
+                assert not outputs.pred_masks[clip, time, row % 2].any()
+
+
+def test_a_correction_changes_its_object_from_its_frame_on_and_no_other(model):
+    prompts = mixed_prompts()
+    without = ClipPrompts(2, prompts.prompts[:3])
+
+    with torch.no_grad():
+        corrected = model.forward_clip(CLIPS, prompts=prompts).pred_masks
+        plain = model.forward_clip(CLIPS, prompts=without).pred_masks
+
+    change = (corrected - plain).abs().flatten(3).amax(-1).transpose(1, 2).flatten(0, 1)
+    moved = change > tolerance(model)
+    assert moved[0].tolist() == [False] * 2 + [True] * 7
+    assert moved[3].tolist() == [False] * 6 + [True] * 3
+    assert not moved[1:3].any()
+
+
+def test_candidates_of_rows_with_one_are_filled_up(model):
+    prompts = ClipPrompts(
+        2,
+        [
+            FramePrompt(0, [1], BOXES[0, 1].view(1, 2, 2), torch.tensor([[2, 3]])),
+            FramePrompt(0, [0], POINTS[0, :1], LABELS[0, :1]),
+        ],
+    )
+
+    outputs = model.forward_clip(CLIPS[:1], prompts=prompts, num_frames=1)
+
+    assert outputs.all_iou_scores[0].shape == (1, 2, 3)
+    assert outputs.all_iou_scores[0][0, 1].unique().numel() == 1
+    assert outputs.all_iou_scores[0][0, 0].unique().numel() == 3
+    assert torch.equal(outputs.all_masks[0][0, 1, 2], outputs.pred_masks[0, 0, 1])
+
+
+def test_candidates_say_where_an_object_would_be_that_is_thought_gone(fresh):
+    with torch.no_grad():
+        fresh.mask_decoder.pred_obj_score_head.proj_out.bias.sub_(1000)
+
+    outputs = fresh.forward_clip(CLIPS, **PROMPTS["points"], num_frames=2)
+
+    assert (outputs.pred_masks == -1024).all()
+    assert all((masks > -1000).all() for masks in outputs.all_masks)
+    sum(masks.sum() for masks in outputs.all_masks).backward()
+    assert fresh.mask_decoder.transformer.layers[0].mlp.proj_in.weight.grad.abs().sum() > 0

@@ -134,9 +134,48 @@ class ChooseQueries:
         return replace(sample, queries=[sample.queries[int(index)] for index in sorted(kept)])
 
 
+class ChooseInstances:
+    """Keeps some of the instances of each image, others in each epoch, for `ImageCollator`.
+
+    The masks of the others then need not be decoded. A query that loses one is not exhaustive.
+
+    Args:
+        most: Of an image.
+        seed: Another one makes other choices.
+    """
+
+    def __init__(self, most: int, seed: int = 0):
+        self.most, self.seed = most, seed
+        self.epoch = shared_number()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the instances of this epoch."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, sample: ImageSample) -> ImageSample:
+        counts = [len(query.instances or []) for query in sample.queries]
+        order = generator_for(sample, self.seed, int(self.epoch)).permutation(sum(counts))
+        is_kept = np.isin(np.arange(sum(counts)), order[: self.most])
+        queries, first = [], 0
+        for query, count in zip(sample.queries, counts, strict=True):
+            keeps = is_kept[first : first + count]
+            first += count
+            if not keeps.all():
+                instances = [
+                    each for each, kept in zip(query.instances or [], keeps, strict=True) if kept
+                ]
+                query = replace(query, instances=instances, is_exhaustive=False)
+            queries.append(query)
+        return replace(sample, queries=queries)
+
+
 def generator_for(sample: ImageSample | ClipSample, seed: int, epoch: int) -> np.random.Generator:
     """Random numbers of a sample in an epoch."""
-    name = f"{seed}/{epoch}/{sample.source}/{sample.source_id}"
+    return generator_named(f"{seed}/{epoch}/{sample.source}/{sample.source_id}")
+
+
+def generator_named(name: str) -> np.random.Generator:
+    """Random numbers that depend on a name alone."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 

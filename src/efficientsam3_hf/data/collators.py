@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .augmentations import generator_named
+from .loading import shared_number
 from .masks_rle import Rle, decode_window, point_inside, resize_window, rle_area, rle_box
+from .phrases import TextSample
 from .samples import ClipSample, ImageSample, Instance, Query
 
 
@@ -33,17 +36,21 @@ class ImageCollator:
             `[ChooseQueries(), Augmentations()]`.
         most_instances: Those beyond are left out, the smallest first, and `is_exhaustive` is then
             false.
+        teacher_processor: Image processor of another model. Where its size is another, the same
+            pictures are given as `teacher_pixel_values`, too.
     """
 
     def __init__(
         self,
-        processor: Callable[..., Any],
+        processor: Any,
         mask_size: tuple[int, int] | None = (288, 288),
         augment: Sequence[Callable[[ImageSample], ImageSample]] = (),
         most_instances: int | None = None,
+        teacher_processor: Any = None,
     ):
         self.processor, self.mask_size = processor, mask_size
         self.augment, self.most_instances = augment, most_instances
+        self.teacher_processor = teacher_processor
 
     def __call__(self, samples: Sequence[ImageSample | None]) -> dict[str, Any]:
         usable = usable_samples(samples)
@@ -63,6 +70,9 @@ class ImageCollator:
             batch = dict(self.processor(images=images, text=phrases, return_tensors="pt"))
         else:
             batch = dict(self.processor(images=images, return_tensors="pt"))
+        other = self.teacher_processor
+        if other is not None and other.size != self.processor.image_processor.size:
+            batch["teacher_pixel_values"] = other(images, return_tensors="pt")["pixel_values"]
         batch["labels"] = labels
         return batch
 
@@ -152,6 +162,62 @@ def covered(sample: ImageSample, size: tuple[int, int]) -> Tensor:
     return rows[:, None] & columns
 
 
+class PhraseCollator:
+    """Token ids of phrases, and of the same phrases with their words in another order.
+
+    Gives `input_ids` and `attention_mask` (phrases, length), `keys`, which are equal for equal ids,
+    and, if asked to shuffle, `shuffled_ids`. Words are shuffled as tokens, after a long phrase has
+    been cut: both orders have the same tokens, and so the same mask.
+
+    Args:
+        processor: Its `encode_phrases` and `tokenizer` are those of `EfficientSam3Processor`.
+        shuffle: Whether to shuffle; anew in each epoch.
+        seed: Another one makes other orders.
+    """
+
+    def __init__(self, processor: Any, shuffle: bool = True, seed: int = 0):
+        self.processor, self.shuffle, self.seed = processor, shuffle, seed
+        self.epoch = shared_number()
+        tokenizer = processor.tokenizer
+        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.ends_word = np.array([token.endswith("</w>") for token in tokens])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the orders of this epoch."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, samples: Sequence[TextSample | None]) -> dict[str, Any]:
+        batch = self.encode([sample.text for sample in usable_samples(samples)])
+        if self.shuffle:
+            batch["shuffled_ids"] = torch.stack(
+                [
+                    self.shuffle_words(ids, int(mask.sum()))
+                    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+                ]
+            )
+        return batch
+
+    def encode(self, phrases: list[str]) -> dict[str, Any]:
+        """Ids, mask and keys of phrases in their own order."""
+        batch = dict(self.processor.encode_phrases(phrases, None, None, len(phrases)))
+        batch["keys"] = [ids.numpy().tobytes() for ids in batch["input_ids"]]
+        return batch
+
+    def shuffle_words(self, ids: Tensor, length: int) -> Tensor:
+        """Ids (padded,) of a phrase whose words are in another order, between start and end."""
+        words = ids[1 : length - 1].numpy()
+        parts = np.split(words, np.flatnonzero(self.ends_word[words]) + 1)
+        parts = [part for part in parts if len(part)]  # the last is empty, unless a word was cut
+        name = f"{self.seed}/{int(self.epoch)}/{words.tolist()}"
+        order = generator_named(name).permutation(len(parts))
+        shuffled = ids.clone()
+        if len(parts) > 1:
+            shuffled[1 : length - 1] = torch.from_numpy(
+                np.concatenate([parts[int(index)] for index in order])
+            )
+        return shuffled
+
+
 class ClipCollator:
     """Frames of clips of one length, and the masks of each object in each of them.
 
@@ -165,15 +231,20 @@ class ClipCollator:
         mask_size: (height, width) of the masks in `labels`; None keeps each clip's own.
         augment: Called with each sample, one after another, before all else, such as
             `[Augmentations()]`.
+        teacher_processor: Of a model that is learned from. Where its size is another, the same
+            frames are given as `teacher_pixel_values`, too.
     """
 
     def __init__(
         self,
-        image_processor: Callable[..., Any],
+        image_processor: Any,
         mask_size: tuple[int, int] | None = (288, 288),
         augment: Sequence[Callable[[ClipSample], ClipSample]] = (),
+        teacher_processor: Any = None,
     ):
         self.image_processor, self.mask_size, self.augment = image_processor, mask_size, augment
+        is_other = teacher_processor is not None and teacher_processor.size != image_processor.size
+        self.teacher_processor = teacher_processor if is_other else None
 
     def __call__(self, samples: Sequence[ClipSample | None]) -> dict[str, Any]:
         usable = usable_samples(samples)
@@ -188,11 +259,16 @@ class ClipCollator:
         if len(lengths) > 1:
             raise ValueError(f"Clips of {sorted(lengths)} frames do not fit one batch.")
         flat = [frame for of_clip in frames for frame in of_clip]
+        shape = (len(usable), lengths.pop())
         pixels: Tensor = self.image_processor(flat, return_tensors="pt")["pixel_values"]
-        return {
-            "pixel_values": pixels.unflatten(0, (len(usable), lengths.pop())),
+        batch: dict[str, Any] = {
+            "pixel_values": pixels.unflatten(0, shape),
             "labels": [self.label(sample) for sample in usable],
         }
+        if self.teacher_processor is not None:
+            pixels = self.teacher_processor(flat, return_tensors="pt")["pixel_values"]
+            batch["teacher_pixel_values"] = pixels.unflatten(0, shape)
+        return batch
 
     def label(self, sample: ClipSample) -> dict[str, Any]:
         """What a model should find in one clip."""

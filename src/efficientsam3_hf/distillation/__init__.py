@@ -1,1 +1,1 @@
-"""From a teacher to a student: caches, losses, and one trainer for each stage."""
+"""From SAM 3 to students: the teacher, its cache, and one trainer for each stage."""

@@ -12,6 +12,11 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 
+def option(default: Any, text: str) -> Any:
+    """A field whose meaning `--help` shows."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class DistillationArguments(TrainingArguments):
     """Arguments of transformers' `TrainingArguments`, and what every stage adds to them.

@@ -23,8 +23,9 @@ from ..data.loading import Reader, Samples, load
 from ..data.own_folder import OwnImages, OwnVideos
 from ..data.sa1b import Sa1b
 from ..data.sav import SavFolders, SavVideos
+from .arguments import option
 from .cache_files import DiskFullError
-from .cache_writer import CacheOptions, CachePlan, CacheWriter, option
+from .cache_writer import CacheOptions, CachePlan, CacheWriter
 from .teacher import KINDS, Teacher, load_teacher
 from .teacher_cache import TeacherCache
 

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.loading import Samples
+from .arguments import option
 from .cache_files import (
     CODEC,
     INDEX,
@@ -52,11 +53,6 @@ from .teacher import Teacher
 from .teacher_cache import TeacherCache, dataset_settings, load_codecs
 
 GO_ON = "Give what it was made with to go on, or another folder."
-
-
-def option(default: Any, text: str) -> Any:
-    """A field whose meaning `--help` shows."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

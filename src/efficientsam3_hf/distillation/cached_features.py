@@ -36,6 +36,11 @@ class CachedTeacherFeatures:
     def __init__(self, cache: TeacherCache, collate: Callable[[Sequence[Any]], dict[str, Any]]):
         self.cache, self.collate = cache, collate
 
+    @property
+    def augment(self) -> Sequence[Any]:
+        """The other collator's changes, which a trainer tells the epoch."""
+        return getattr(self.collate, "augment", ())
+
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         usable = usable_samples(samples)
         batch = self.collate(usable)

@@ -19,14 +19,9 @@ from ..data.saco_video import SacoVideos
 from ..data.sav import SavFolders, SavVideos
 from ..data.synthetic import Clips, Scenes
 from ..data.video_folders import Davis2017, Lvos, Mose, YoutubeVos
-from .arguments import check_known
+from .arguments import check_known, option
 
 AUGMENT = ("none", "flip", "all")
-
-
-def setting(default: Any, help: str) -> Any:
-    """A field of a section, explained for `--help`."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -37,47 +32,48 @@ class DataSettings:
     is none, it is not evaluated.
     """
 
-    format: str = setting("folder", "Layout of the dataset: a reader of docs/data.md.")
-    root: str = setting("", "Its folder, file or address.")
-    split: str = setting("train", "Its part, where the format has parts.")
-    annotations: str | None = setting(None, "File of annotations, where the format needs it named.")
-    images: str | None = setting(None, "Folder of pictures or frames, if it is not the usual one.")
-    tars: str = setting("*.tar", "Which of SA-1B's tars, as a pattern.")
-    masklets: str = setting("manual", "Which of SA-V's: manual, auto or both.")
-    captions: str | None = setting(
+    format: str = option("folder", "Layout of the dataset: a reader of docs/data.md.")
+    root: str = option("", "Its folder, file or address.")
+    split: str = option("train", "Its part, where the format has parts.")
+    annotations: str | None = option(None, "File of annotations, where the format needs it named.")
+    images: str | None = option(None, "Folder of pictures or frames, if it is not the usual one.")
+    tars: str = option("*.tar", "Which of SA-1B's tars, as a pattern.")
+    masklets: str = option("manual", "Which of SA-V's: manual, auto or both.")
+    captions: str | None = option(
         None, "SA-1B: which caption to ask for, such as label_5. Texts: the column of the captions."
     )
-    side: int = setting(224, "Pixels of a side of synthetic pictures.")
-    length: int = setting(1000, "How many synthetic samples there are.")
+    side: int = option(224, "Pixels of a side of synthetic pictures.")
+    length: int = option(1000, "How many synthetic samples there are.")
 
-    fraction: float | None = setting(None, "Share of the records, chosen by their names.")
-    subset_seed: int = setting(0, "Another one chooses another share.")
-    limit: int | None = setting(None, "Take only so many, the first ones.")
-    streaming: bool = setting(False, "Read files from beginning to end, as far away ones must be.")
-    on_error: str = setting("skip", "What to do with what cannot be used: skip or raise.")
-    broken_list: str | None = setting(None, "File for the list of what was skipped.")
-    least_side: int | None = setting(None, "Pictures may be decoded smaller, down to this side.")
+    fraction: float | None = option(None, "Share of the records, chosen by their names.")
+    subset_seed: int = option(0, "Another one chooses another share.")
+    limit: int | None = option(None, "Take only so many, the first ones.")
+    streaming: bool = option(False, "Read files from beginning to end, as far away ones must be.")
+    on_error: str = option("skip", "What to do with what cannot be used: skip or raise.")
+    broken_list: str | None = option(None, "File for the list of what was skipped.")
+    least_side: int | None = option(None, "Pictures may be decoded smaller, down to this side.")
 
-    augment: str = setting(
+    augment: str = option(
         "all", "none; flip, the only change that a cache of features allows; or all."
     )
     scale: list[float] = field(
         default_factory=lambda: [0.7, 1.4],
         metadata={"help": "Least and greatest factor of sizes."},
     )
-    colour: float = setting(0.2, "Most that brightness, contrast and saturation change.")
-    positives: int = setting(2, "Most phrases of an image that name something.")
-    negatives: int = setting(2, "Most phrases of an image that name nothing.")
-    clip_length: int = setting(8, "Frames of a clip: in a cut of a video, or in a synthetic one.")
-    clip_step: int = setting(1, "2 takes every second frame, and so on.")
+    colour: float = option(0.2, "Most that brightness, contrast and saturation change.")
+    positives: int = option(2, "Most phrases of an image that name something.")
+    negatives: int = option(2, "Most phrases of an image that name nothing.")
+    clip_length: int = option(8, "Frames of a clip: in a cut of a video, or in a synthetic one.")
+    clip_step: int = option(1, "2 takes every second frame, and so on.")
 
-    eval_format: str | None = setting(None, "Evaluation: its format.")
-    eval_root: str | None = setting(None, "Evaluation: its folder, file or address.")
-    eval_split: str | None = setting(None, "Evaluation: its part.")
-    eval_annotations: str | None = setting(None, "Evaluation: its file of annotations.")
-    eval_images: str | None = setting(None, "Evaluation: its folder of pictures or frames.")
-    eval_length: int | None = setting(None, "Evaluation: how many synthetic samples there are.")
-    eval_limit: int | None = setting(None, "Evaluation: take only so many.")
+    eval_format: str | None = option(None, "Evaluation: its format.")
+    eval_root: str | None = option(None, "Evaluation: its folder, file or address.")
+    eval_split: str | None = option(None, "Evaluation: its part.")
+    eval_tars: str | None = option(None, "Evaluation: which of SA-1B's tars.")
+    eval_annotations: str | None = option(None, "Evaluation: its file of annotations.")
+    eval_images: str | None = option(None, "Evaluation: its folder of pictures or frames.")
+    eval_length: int | None = option(None, "Evaluation: how many synthetic samples there are.")
+    eval_limit: int | None = option(None, "Evaluation: take only so many.")
 
     def __post_init__(self):
         if self.augment not in AUGMENT:

@@ -1,6 +1,7 @@
 """A concept model and a tracker on one trunk: what a stage trains, and what teaches it."""
 
 import fnmatch
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from .. import zoo
 from ..models.checkpoint_layout import detector_weights, tracker_weights
 from ..models.configuration_efficientsam3 import EfficientSam3Config
+from ..models.memory_attention import EfficientSam3RotaryAttention
 from ..models.modeling_efficientsam3 import EfficientSam3Model
 from ..models.modeling_efficientsam3_tracker import EfficientSam3TrackerModel
 from ..models.modeling_efficientsam3_tracker_video import (
@@ -21,6 +23,7 @@ from ..models.modeling_efficientsam3_tracker_video import (
     tracker_video_config,
 )
 from ..models.object_memory import FrameFeatures
+from ..models.perceiver_memory import EfficientSam3PerceiverAttention
 
 Tracker = EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel
 Answer = TypeVar("Answer")
@@ -39,10 +42,12 @@ PARTS = {
     "masks": "detector.mask_decoder.*",
     "detector": "detector.*",
     "tracker": "tracker.*",
-    "memory": "tracker.memory_*",
+    "memory": "tracker.memory_*",  # attention, encoder and temporal positions
     "perceiver": "tracker.spatial_perceiver.*",
 }
 NORMS = (nn.modules.batchnorm._BatchNorm,)
+# What leaves units out in training; the attentions as their configurations say.
+DROPOUTS = (nn.Dropout, EfficientSam3RotaryAttention, EfficientSam3PerceiverAttention)
 
 
 class Family(nn.Module):
@@ -61,9 +66,11 @@ class Family(nn.Module):
         super().__init__()
         self.detector = detector
         self.tracker = tracker
-        if tracker is not None:
+        if detector is not None and tracker is not None:
             tracker.vision_encoder.backbone = detector.vision_encoder.backbone
         self.freezes_norms = False
+        self.drops_out = True
+        self.name_or_path = ""  # where it came from, for records
 
     @classmethod
     def load(cls, folder: str | os.PathLike, **options: Any) -> "Family":
@@ -87,7 +94,9 @@ class Family(nn.Module):
             tracker = EfficientSam3TrackerVideoModel.from_pretrained(folder, **options)
         elif config.tracker_config is not None:
             tracker = EfficientSam3TrackerModel.from_pretrained(folder, **options)
-        return cls(EfficientSam3Model.from_pretrained(folder, **options), tracker)
+        family = cls(EfficientSam3Model.from_pretrained(folder, **options), tracker)
+        family.name_or_path = os.fspath(folder)
+        return family
 
     def save(self, folder: str | os.PathLike, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write the folder of the whole: configuration, weights, processor, card.
@@ -133,7 +142,22 @@ class Family(nn.Module):
 
     def see(self, pixel_values: Tensor) -> Sam3VisionEncoderOutput:
         """What the vision encoder makes of images, for the detector and for `tracker_features`."""
+        pixel_values = pixel_values.to(self.detector.dtype)
         return self.detector.get_vision_features(pixel_values, return_dict=True)
+
+    def see_again(self, tokens: Tensor) -> Sam3VisionEncoderOutput:
+        """What `see` gives, for a model with SAM 3's ViT, out of the ViT's own output.
+
+        Args:
+            tokens: (images, tokens, channels).
+        """
+        tokens = tokens.to(self.detector.dtype)
+        side = math.isqrt(tokens.shape[1])
+        neck: Any = self.detector.vision_encoder.neck
+        levels, positions = neck(tokens.transpose(1, 2).unflatten(2, (side, side)))
+        return Sam3VisionEncoderOutput(
+            last_hidden_state=tokens, fpn_hidden_states=levels, fpn_position_encoding=positions
+        )
 
     def tracker_levels(self, seen: Sam3VisionEncoderOutput) -> tuple[Tensor, ...]:
         """The tracker's own pyramid out of the same look of the trunk."""
@@ -150,7 +174,8 @@ class Family(nn.Module):
     def tracker_features(self, seen: Sam3VisionEncoderOutput) -> FrameFeatures:
         """What the heads of a tracker, on images or in video, need of images."""
         fine, middle, coarse = self.tracker_levels(seen)[:3]
-        decoder: Any = self.tracker.mask_decoder
+        tracker: Any = self.tracker
+        decoder = tracker.mask_decoder
         return FrameFeatures(
             fine=decoder.conv_s0(fine),
             middle=decoder.conv_s1(middle),
@@ -196,7 +221,10 @@ class Family(nn.Module):
         for module in self.modules():
             own = list(module.parameters())
             is_frozen = bool(own) and not any(weight.requires_grad for weight in own)
-            if is_frozen or (self.freezes_norms and isinstance(module, NORMS)):
+            is_still = (self.freezes_norms and isinstance(module, NORMS)) or (
+                not self.drops_out and isinstance(module, DROPOUTS)
+            )
+            if is_frozen or is_still:
                 module.eval()
         return self
 

@@ -1,6 +1,7 @@
-"""Distances between the maps of a student and of its teacher.
+"""Distances between the features of a student and of its teacher.
 
-Each is the sum over images, where every image counts 1: divide by their number.
+Those of maps are sums over images, where every image counts 1; those of tokens are sums over valid
+tokens; `order_error` is one over phrases. Divide by their number.
 """
 
 from collections.abc import Sequence
@@ -67,4 +68,52 @@ def valid_places(valid: Tensor | None, size: Sequence[int]) -> Tensor | None:
     """
     if valid is None:
         return None
-    return F.adaptive_avg_pool2d(valid[:, None].float(), list(size))[:, 0] > 0.5
+    height, width = size
+    return F.adaptive_avg_pool2d(valid[:, None].float(), (height, width))[:, 0] > 0.5
+
+
+def token_error(student: Tensor, teacher: Tensor, variance: Tensor, valid: Tensor) -> Tensor:
+    """Squared error of tokens in units of how much the teacher's channels vary.
+
+    A student that gives each channel's mean over all tokens gets 1 a token.
+
+    Args:
+        student: Tokens (phrases, length, channels).
+        teacher: Of the same shape.
+        variance: (channels,) of the teacher's tokens, from `channel_variance`.
+        valid: (phrases, length), true where a token is no padding.
+    """
+    error = (student.float() - teacher.float()).square() / variance
+    return (error.mean(dim=-1) * valid).sum()
+
+
+def token_angle(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """1 - cosine of the angle between the channels of each valid token; shapes as above."""
+    angles = 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
+    return (angles * valid).sum()
+
+
+def order_error(student: Tensor, shuffled: Tensor, variance: Tensor, valid: Tensor) -> Tensor:
+    """How far the mean token of a phrase moves when its words change places.
+
+    Args:
+        student: Tokens (phrases, length, channels).
+        shuffled: Those of the same phrases with their words in another order.
+        variance: (channels,) of the teacher's tokens.
+        valid: (phrases, length), true where a token is no padding, in both.
+    """
+    moved = mean_token(student, valid) - mean_token(shuffled, valid)
+    return (moved.square() / variance).mean(dim=-1).sum()
+
+
+def mean_token(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Mean (phrases, channels) of the valid tokens (phrases, length, channels)."""
+    weights = valid[..., None].float()
+    return (tokens.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def channel_variance(tokens: Tensor) -> Tensor:
+    """Variance (channels,) of tokens (number, channels), for channels to be weighed by."""
+    variance = tokens.float().var(dim=0, correction=0)
+    # Channels that hardly vary must not outweigh all others.
+    return variance.clamp(min=0.01 * variance.mean() + torch.finfo(torch.float32).tiny)

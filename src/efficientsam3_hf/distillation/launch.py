@@ -17,13 +17,22 @@ from typing import Any
 from transformers import AutoConfig, TrainingArguments
 
 from .. import zoo
-from ..data.collators import PictureCollator
+from ..data.augmentations import ChooseInstances, ChooseQueries
+from ..data.collators import ClipCollator, ImageCollator, PhraseCollator, PictureCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
-from .arguments import DistillationArguments, build, check_known, read_values
-from .data_settings import DataSettings, load_samples, setting
+from ..tokenizer import build_tokenizer
+from .arguments import DistillationArguments, build, check_known, option, read_values
+from .cached_features import CachedTeacherFeatures
+from .data_settings import DataSettings, load_samples
 from .family import Family, new_student
 from .stage1_image import ImageDistillationArguments, ImageDistillationTrainer
+from .stage1_prompts import PromptDistillationArguments, PromptDistillationTrainer
+from .stage1_text import TextDistillationArguments, TextDistillationTrainer
+from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
+from .stage3_concepts import ConceptTrainer, ConceptTrainingArguments
+from .teacher import Teacher, load_teacher
+from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -35,34 +44,39 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 class StageSettings:
     """Which stage. `stage: NAME` says the same in short."""
 
-    name: str = setting("", "Name of the stage.")
+    name: str = option("", "Name of the stage.")
 
 
 @dataclass
 class StudentSettings:
     """What is trained. `student: NAME` is enough where the rest stays as it is."""
 
-    name: str = setting(
+    name: str = option(
         "",
         "A variant of the zoo, or a folder with a configuration and no weights: a new student made "
         "from the teacher. Or the folder of a student, which goes on from there.",
     )
-    pretrained_trunk: bool = setting(
+    pretrained_trunk: bool = option(
         True, "A new student's trunk starts from timm's ImageNet weights, not at random."
     )
-    memory: str | None = setting(
+    memory: str | None = option(
         None,
         "A new student's memory of videos, perceiver or dense, other than its configuration's.",
     )
-    image_size: int | None = setting(None, "A new student's side of images in pixels.")
+    image_size: int | None = option(None, "A new student's side of images in pixels.")
 
 
 @dataclass
 class TeacherSettings:
     """What is learned from. `teacher: NAME` is enough where the rest stays as it is."""
 
-    name: str = setting("facebook/sam3", "A SAM 3: a folder, or a name on the Hub.")
-    dtype: str = setting("bfloat16", "Precision it runs in: float32, bfloat16 or float16.")
+    name: str = option("facebook/sam3", "A SAM 3: a folder, or a name on the Hub.")
+    dtype: str = option("bfloat16", "Precision it runs in: float32, bfloat16 or float16.")
+    tracker: bool = option(True, "Load its tracker, too; false for a teacher without one.")
+    compile: bool = option(False, "Compile its trunk with torch.compile.")
+    cache: str | None = option(
+        None, "Folder of its features, as `efficientsam3 cache-teacher` writes them."
+    )
 
 
 @dataclass(frozen=True)
@@ -83,19 +97,78 @@ class Stage:
     collator: Callable[["Run", bool], Any]
 
 
-def collate_pictures(run: "Run", training: bool) -> PictureCollator:
+def collate_pictures(run: "Run", training: bool) -> Any:
     """Pixels alone, at the student's size and, if it is another, at the teacher's."""
-    return PictureCollator(
+    collate = PictureCollator(
         run.processor.image_processor,
         run.augmentations if training else [],
         teacher_processor=run.teacher_processor.image_processor,
     )
+    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
 
 
+def collate_prompted(run: "Run", training: bool) -> Any:
+    """Pictures with some of their phrases, and of these some of the instances."""
+    settings: Any = run.training
+    most = max(settings.prompts_per_image, settings.concepts_per_image)
+    choices = [
+        ChooseQueries(run.data.positives, run.data.negatives, settings.seed),
+        ChooseInstances(most, settings.seed),
+    ]
+    collate = ImageCollator(
+        run.processor,
+        augment=[*choices, *(run.augmentations if training else [])],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
+
+
+def collate_concepts(run: "Run", training: bool) -> Any:
+    """Pictures with some of their phrases, and all instances of these."""
+    choice = ChooseQueries(run.data.positives, run.data.negatives, run.training.seed)
+    collate = ImageCollator(
+        run.processor,
+        augment=[choice, *(run.augmentations if training else [])],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
+
+
+def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
+    """Token ids, cut to the shorter context of student and teacher."""
+    configs = (run.student.configuration, concept_config(run.teacher))
+    tokenizer = build_tokenizer(
+        min(config.context_length for config in configs), run.student.configuration.words
+    )
+    processor = EfficientSam3Processor(run.processor.image_processor, tokenizer)
+    return PhraseCollator(processor, seed=run.training.seed)
+
+
+def collate_clips(run: "Run", training: bool) -> Any:
+    """Frames, also at the teacher's size if it is another, and the masks of each object."""
+    collate = ClipCollator(
+        run.processor.image_processor,
+        augment=run.augmentations if training else [],
+        teacher_processor=run.teacher_processor.image_processor,
+    )
+    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
+
+
+# One row for each stage: its arguments, its trainer, what it reads, and how that becomes batches.
 STAGES = {
     "stage1_image": Stage(
         ImageDistillationArguments, ImageDistillationTrainer, "pictures", collate_pictures
     ),
+    "stage1_prompts": Stage(
+        PromptDistillationArguments, PromptDistillationTrainer, "images", collate_prompted
+    ),
+    "stage1_text": Stage(
+        TextDistillationArguments, TextDistillationTrainer, "texts", collate_phrases
+    ),
+    "stage2_memory": Stage(
+        MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips
+    ),
+    "stage3_concepts": Stage(ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts),
 }
 
 SECTIONS = {
@@ -118,9 +191,24 @@ class Run:
     training: DistillationArguments
 
     @cached_property
-    def teacher(self) -> Family:
+    def teacher(self) -> Teacher:
         """The teacher."""
-        return Family.load(self.teacher_settings.name, dtype=self.teacher_settings.dtype)
+        settings = self.teacher_settings
+        teacher = load_teacher(settings.name, settings.dtype, with_tracker=settings.tracker)
+        return teacher.compile() if settings.compile else teacher
+
+    @cached_property
+    def cache(self) -> TeacherCache | None:
+        """Features of the teacher on disk, if there is a folder of them."""
+        if self.teacher_settings.cache is None:
+            return None
+        if self.data.augment == "all":
+            raise ValueError(
+                "Cached features are of pictures as they are, or flipped: set data.augment to none "
+                "or, if the cache was written with flips, to flip."
+            )
+        transform = self.teacher_processor.image_processor
+        return TeacherCache.open(self.teacher_settings.cache, self.teacher, transform)
 
     @cached_property
     def student(self) -> Family:
@@ -129,9 +217,15 @@ class Run:
         if self.parent is not None:
             return Family.load(settings.name)
         config = student_config(settings)
+        if not self.teacher_settings.tracker:
+            config.tracker_config = config.tracker_video_config = None
         has_trunk = config.vision_config.model_type == "efficientsam3_vision"
+        # Out of the files: the weights of `self.teacher` are rounded to its precision.
         return new_student(
-            self.teacher, config, has_trunk and settings.pretrained_trunk, settings.memory
+            self.teacher_settings.name,
+            config,
+            has_trunk and settings.pretrained_trunk,
+            settings.memory,
         )
 
     @property
@@ -148,7 +242,7 @@ class Run:
     @cached_property
     def teacher_processor(self) -> EfficientSam3Processor:
         """The teacher's."""
-        return zoo.processor(self.teacher.detector.config)
+        return zoo.processor(concept_config(self.teacher))
 
     @property
     def augmentations(self) -> list:
@@ -164,6 +258,7 @@ class Run:
             args=self.training,
             teacher=self.teacher,
             parent=self.parent,
+            cache=self.cache,
             train_dataset=load_samples(self.data, self.stage.samples, self.training.seed),
             eval_dataset=evaluation and load_samples(evaluation, self.stage.samples),
             data_collator=self.stage.collator(self, True),
@@ -223,6 +318,13 @@ def is_empty(name: str) -> bool:
     """Whether this is a folder without weights."""
     folder = Path(name)
     return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+
+
+def concept_config(teacher: Teacher) -> EfficientSam3Config:
+    """The configuration of the teacher's concept model."""
+    if teacher.detector is None:
+        raise ValueError(f"{teacher.name} is a tracker alone: give a SAM 3 with its detector.")
+    return teacher.detector.config
 
 
 def student_config(settings: StudentSettings) -> EfficientSam3Config:

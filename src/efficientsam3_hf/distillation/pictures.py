@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
@@ -27,7 +28,7 @@ class DrawPictures(TrainerCallback):
         samples: How many samples.
     """
 
-    def __init__(self, trainer: Any, every: int, samples: int = 4):
+    def __init__(self, trainer: Any, every: int, samples: int):
         self.trainer, self.every, self.samples = trainer, every, samples
         self.batch: dict[str, Any] | None = None
 
@@ -63,9 +64,9 @@ class DrawPictures(TrainerCallback):
 
 def samples_of(dataset: Any) -> Iterator[Any]:
     """The samples one after another, by number where they have one."""
-    if hasattr(dataset, "__getitem__"):
-        return (dataset[index] for index in range(len(dataset)))
-    return iter(dataset)
+    if isinstance(dataset, IterableDataset):
+        return iter(dataset)
+    return (dataset[index] for index in range(len(dataset)))
 
 
 def draw_maps(pixel_values: Tensor, teacher: Tensor, student: Tensor) -> Image.Image:
@@ -96,6 +97,23 @@ def draw_maps(pixel_values: Tensor, teacher: Tensor, student: Tensor) -> Image.I
     picture = F.interpolate(pixel_values.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
     shades = torch.cat([picture * 0.5 + 0.5, colour(teacher), colour(student)], dim=3)
     return to_picture(shades.movedim(1, -1).flatten(0, 1))
+
+
+def draw_similarities(teacher: Tensor, student: Tensor) -> Image.Image:
+    """Cosines between all pairs of vectors: the teacher's, and beside them the student's.
+
+    White is 1, black is the teacher's least.
+
+    Args:
+        teacher: Vectors (number, channels).
+        student: Likewise.
+    """
+    pairs = [F.normalize(each.float(), dim=-1) for each in (teacher, student)]
+    cosines = torch.stack([vectors @ vectors.T for vectors in pairs])
+    least = cosines[0].min()
+    shades = (cosines - least) / (1 - least).clamp(min=torch.finfo(torch.float32).tiny)
+    shades = F.interpolate(shades[None], (2 * SIDE, 2 * SIDE), mode="nearest")[0]
+    return to_picture(torch.cat(list(shades), dim=1)[..., None].expand(-1, -1, 3))
 
 
 def to_picture(shades: Tensor) -> Image.Image:

@@ -1,6 +1,6 @@
 """How well prompts are answered: as numbers, and as pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,82 +11,77 @@ from torch import Tensor
 
 from ..evaluation.mask_iou import centre_click, mask_iou
 from ..visualize import colour_of, draw_instances
-from .family import Family
-from .prompted_heads import ask_objects
+from .pictures import to_picture
+from .prompted_heads import ObjectAnswers
 from .prompts import (
     FIRST_CORNER,
     LAST_CORNER,
     ON_OBJECT,
     ObjectPrompts,
     Objects,
-    choose_objects,
     object_prompts,
-    read_objects,
 )
+
+Answerer = Callable[[ObjectPrompts], ObjectAnswers]
 
 
 def score_answers(
-    families: Mapping[str, Family], inputs: Mapping[str, Any], most: int, seed: int, step: int
-) -> dict[str, float]:
-    """Sums over `objects` of IoUs under boxes and under clicks in the middle of objects.
+    answerers: Mapping[str, Answerer],
+    labels: Sequence[Mapping[str, Any]],
+    objects: Objects,
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """For each object that has a mask, IoUs under its box and under a click in its middle.
 
     `box_iou` is the student's with the annotation, `box_iou_of_teacher` the teacher's with it, and
     `box_agreement` that of the two; likewise for `click`.
 
     Args:
-        families: "student" and "teacher".
-        inputs: A batch, with labels.
-        most: Objects of an image that are asked for.
-        seed: Chooses them, if there are more.
-        step: Likewise.
+        answerers: "student" and "teacher".
+        labels: Of the batch.
+        objects: Of the batch.
+        device: Where prompts are answered.
     """
-    labels, pixel_values = inputs["labels"], inputs["pixel_values"]
-    objects = read_objects(labels, len(pixel_values))
-    (prompts, _) = choose_objects(objects, most, seed, step, box_share=1.0)
-    truths = [truth_of(objects, row, labels) for row in prompts.object.tolist()]
-    seen_rows = [row for row, truth in enumerate(truths) if truth.any()]
-    prompts, truths = (
-        prompts[torch.tensor(seen_rows, dtype=torch.long)],
-        [truths[row] for row in seen_rows],
-    )
-    forms = {"box": prompts, "click": clicks_on(objects, prompts, truths)}
-    sums = {"objects": float(len(truths))}
-    for form, asked in forms.items():
-        names = (f"{form}_iou", f"{form}_iou_of_teacher", f"{form}_agreement")
-        sums |= dict.fromkeys(names, 0.0)
-        answers = {name: masks_of(family, pixel_values, asked) for name, family in families.items()}
+    truths = [truth_of(objects, number, labels) for number in range(len(objects.image))]
+    rows = np.array([row for row, truth in enumerate(truths) if truth.any()], dtype=int)
+    truths = [truths[row] for row in rows]
+    corners = objects.boxes_xyxy[rows].reshape(-1, 2, 2)
+    middles = np.array([middle_of(truth) for truth in truths]).reshape(-1, 1, 2)
+    forms = {
+        "box": object_prompts(objects, rows, corners, [FIRST_CORNER, LAST_CORNER]),
+        "click": object_prompts(objects, rows, middles, [ON_OBJECT]),
+    }
+    records: list[dict[str, float]] = [{} for _ in truths]
+    for form, prompts in forms.items():
+        student, teacher = (
+            masks_of(answerers[name], prompts, device) for name in ("student", "teacher")
+        )
         for row, truth in enumerate(truths):
-            own, theirs = (
-                at_size(answers[name][row], truth.shape) for name in ("student", "teacher")
-            )
-            pairs = ((own, truth), (theirs, truth), (own, theirs))
-            for name, pair in zip(names, pairs, strict=True):
-                sums[name] += mask_iou(*pair)
-    return sums
+            own, theirs = at_size(student[row], truth.shape), at_size(teacher[row], truth.shape)
+            records[row] |= {
+                f"{form}_iou": mask_iou(own, truth),
+                f"{form}_iou_of_teacher": mask_iou(theirs, truth),
+                f"{form}_agreement": mask_iou(own, theirs),
+            }
+    return records
 
 
-def truth_of(objects: Objects, row: int, labels: Any) -> np.ndarray:
+def truth_of(objects: Objects, number: int, labels: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The annotated mask of an object; empty if there is none."""
-    return labels[objects.label[row]]["masks"][objects.instance[row]].cpu().numpy()
+    masks: Tensor = labels[objects.label[number]]["masks"]
+    return masks[objects.instance[number]].cpu().numpy()
 
 
-def clicks_on(objects: Objects, prompts: ObjectPrompts, truths: list[np.ndarray]) -> ObjectPrompts:
-    """A click in the middle of each mask."""
-    points = np.zeros((len(truths), 1, 2))
-    for row, truth in enumerate(truths):
-        click, (height, width) = centre_click(truth), truth.shape
-        points[row, 0] = (click.x + 0.5) / width, (click.y + 0.5) / height
-    return object_prompts(objects, prompts.object.numpy(), points, [ON_OBJECT])
+def middle_of(mask: np.ndarray) -> tuple[float, float]:
+    """(x, y) in [0, 1] of the middle of a mask."""
+    click, (height, width) = centre_click(mask), mask.shape
+    return (click.x + 0.5) / width, (click.y + 0.5) / height
 
 
-def masks_of(family: Family, pixel_values: Tensor, prompts: ObjectPrompts) -> Tensor:
-    """Logits (prompts, height, width) of the best masks, on the CPU, as they are in use."""
-    if not len(prompts):
-        return torch.zeros(0, 1, 1)
-    features = family.tracker_features(family.see(pixel_values))
-    tracker: Any = family.tracker
-    answers = ask_objects(tracker, features, prompts.to(pixel_values.device), in_use=True)
-    return answers.best().float().cpu()
+def masks_of(answer: Answerer, prompts: ObjectPrompts, device: torch.device) -> Tensor:
+    """Logits (prompts, height, width) of the best masks, on the CPU."""
+    asked = prompts.at_least_one().to(device)
+    return answer(asked).best()[: len(prompts)].cpu()
 
 
 def at_size(logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
@@ -96,48 +91,47 @@ def at_size(logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_answers(
-    families: Mapping[str, Family], inputs: Mapping[str, Any], most: int, seed: int
+    answerers: Mapping[str, Answerer],
+    pixel_values: Tensor,
+    objects: Objects,
+    groups: Sequence[ObjectPrompts],
 ) -> dict[str, Image.Image]:
-    """For each image of a batch, its prompts with the masks of each family, side by side."""
-    pixel_values = inputs["pixel_values"]
-    objects = read_objects(inputs["labels"], len(pixel_values))
-    groups = choose_objects(objects, most, seed, step=0)
-    answers = {
-        name: [masks_of(family, pixel_values, prompts) for prompts in groups]
-        for name, family in families.items()
-    }
+    """For each image of a batch, its prompts with the masks of each answerer, side by side."""
+    device = pixel_values.device
+    answers = [
+        [masks_of(answer, prompts, device) for prompts in groups] for answer in answerers.values()
+    ]
+    groups = [prompts.to(torch.device("cpu")) for prompts in groups]
     pictures = {}
-    for number, image_name in enumerate(objects.names):
+    for number in range(len(pixel_values)):
         # The processor's mean and standard deviation are both one half.
-        pixels = (pixel_values[number].float().cpu() * 0.5 + 0.5).clamp(0, 1)
-        image = (pixels * 255).byte().permute(1, 2, 0).numpy()
-        panels = [draw_panel(image, number, groups, answers[name]) for name in families]
-        picture = Image.new("RGB", (sum(each.width for each in panels), panels[0].height))
+        image = to_picture(pixel_values[number].float().movedim(0, -1) * 0.5 + 0.5)
+        panels = [draw_panel(image, number, groups, masks) for masks in answers]
+        picture = Image.new("RGB", (len(panels) * image.width, image.height))
         for place, panel in enumerate(panels):
-            picture.paste(panel, (place * panel.width, 0))
-        pictures[image_name or f"image {number}"] = picture
+            picture.paste(panel, (place * image.width, 0))
+        pictures[f"prompts_{number}"] = picture
     return pictures
 
 
 def draw_panel(
-    image: np.ndarray, number: int, groups: list[ObjectPrompts], answers: list[Tensor]
+    image: Image.Image, number: int, groups: Sequence[ObjectPrompts], answers: Sequence[Tensor]
 ) -> Image.Image:
     """An image of a batch with the masks that were given for it, and what was asked."""
-    picture = Image.fromarray(image)
-    asked: list[tuple[tuple[int, int, int], ObjectPrompts]] = []
-    masks, numbers = [], []
+    size = (image.height, image.width)
+    masks, asked = [], []
     for prompts, logits in zip(groups, answers, strict=True):
         for row in torch.nonzero(prompts.image == number)[:, 0]:
-            masks.append(at_size(logits[row], image.shape[:2]))
-            numbers.append(int(prompts.object[row]))
-            asked.append((colour_of(numbers[-1]), prompts[row[None]]))
-    if masks:
-        picture = draw_instances(picture, np.stack(masks), numbers=numbers)
-    pen, width = ImageDraw.Draw(picture), max(2, picture.width // 250)
-    for colour, prompt in asked:
-        points = (prompt.points[0] * torch.tensor(picture.size)).tolist()
-        if prompt.labels[0].tolist() == [FIRST_CORNER, LAST_CORNER]:
-            pen.rectangle([*points[0], *points[1]], outline=colour, width=width)
+            masks.append(at_size(logits[row], size))
+            asked.append(prompts[row[None]])
+    numbers = [int(prompt.object) for prompt in asked]
+    picture = draw_instances(image, np.stack(masks), numbers=numbers) if masks else image.copy()
+    pen, width = ImageDraw.Draw(picture), max(2, image.width // 250)
+    for prompt in asked:
+        colour = colour_of(int(prompt.object))
+        points = (prompt.points[0] * torch.tensor(image.size)).tolist()
+        if len(points) == 2:
+            pen.rectangle((*points[0], *points[1]), outline=colour, width=width)
         else:
             (x, y), reach = points[0], 2 * width
             pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour, outline="white")

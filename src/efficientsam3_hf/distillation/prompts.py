@@ -72,6 +72,13 @@ class ObjectPrompts:
     def __getitem__(self, rows: Tensor) -> "ObjectPrompts":
         return ObjectPrompts(**{name: value[rows] for name, value in vars(self).items()})
 
+    def at_least_one(self) -> "ObjectPrompts":
+        """Themselves; if there are none, one of their form, for those that must be asked."""
+        if len(self):
+            return self
+        blank = {name: value.new_zeros(1, *value.shape[1:]) for name, value in vars(self).items()}
+        return ObjectPrompts(**blank)
+
 
 @dataclass
 class ConceptPrompts:
@@ -95,6 +102,15 @@ class ConceptPrompts:
     def to(self, device: torch.device) -> "ConceptPrompts":
         """On another device."""
         return ConceptPrompts(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def at_least_one(self) -> "ConceptPrompts":
+        """Themselves; if there are none, one without exemplar, for those that must be asked."""
+        if len(self):
+            return self
+        blank = {name: value.new_zeros(1, *value.shape[1:]) for name, value in vars(self).items()}
+        blank["boxes_cxcywh"] += 0.5
+        blank["boxes_labels"] += PADDING_LABEL
+        return ConceptPrompts(**blank)
 
 
 def read_objects(labels: Sequence[Mapping[str, Any]], num_images: int) -> Objects:

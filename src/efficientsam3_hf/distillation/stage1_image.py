@@ -14,9 +14,19 @@ from .arguments import DistillationArguments
 from .family import Family
 from .feature_losses import angle_error, same_size, valid_places, whitened_error
 from .pictures import draw_maps
+from .teacher import to_map
+from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
 
 TARGETS = ("trunk", "neck", "tracker_neck")
+
+# Where the student is compared -> kind of a cache, and its parts, finest first.
+LEVELS = ("level_0", "level_1", "level_2")
+CACHES = {
+    "trunk": ("trunk", ("trunk",)),
+    "neck": ("levels", LEVELS),
+    "tracker_neck": ("tracker_levels", LEVELS),
+}
 
 Maps = dict[str, list[Tensor]]
 
@@ -65,28 +75,36 @@ class ImageDistillationTrainer(DistillationTrainer):
         own_necks = [each for each in self.targets if each != "trunk"] if is_lateral(model) else []
         self.trained_parts = ("backbone", *own_necks)
         super().__init__(model, args, **kwargs)
+        if self.cache is not None:
+            check_cache(self.cache, self.targets)
 
     def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
         """Images."""
         return {"samples": len(inputs["pixel_values"])}
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> Maps:
-        """The teacher's maps."""
-        seen = self.teacher.see(inputs.get("teacher_pixel_values", inputs["pixel_values"]))
-        return target_maps(self.teacher, seen, self.targets)
+        """The teacher's maps, from the cache if the batch brought them along."""
+        tokens = self.cached(inputs)
+        if tokens is not None:
+            return {
+                target: [to_map(tokens[part]) for part in CACHES[target][1]]
+                for target in self.targets
+            }
+        pixels = inputs.get("teacher_pixel_values", inputs["pixel_values"])
+        return self.teacher(target_maps, pixels, self.targets)
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: Maps
     ) -> dict[str, Tensor]:
         """Distances of the student's maps."""
-        maps = target_maps(student, student.see(inputs["pixel_values"]), self.targets)
+        maps = target_maps(student, inputs["pixel_values"], self.targets)
         return map_terms(maps, targets, inputs.get("valid"))
 
     def score(
         self, student: Family, inputs: Mapping[str, Any], targets: Maps
     ) -> list[dict[str, float]]:
         """Agreement of each image, level by level."""
-        own = by_level(target_maps(student, student.see(inputs["pixel_values"]), self.targets))
+        own = by_level(target_maps(student, inputs["pixel_values"], self.targets))
         theirs = by_level(targets)
         valid = inputs.get("valid")
         return [
@@ -128,8 +146,25 @@ def choose_targets(student: Family, wanted: Sequence[str]) -> list[str]:
     return list(wanted) or ["trunk"]
 
 
-def target_maps(family: Family, seen: Sam3VisionEncoderOutput, targets: Sequence[str]) -> Maps:
-    """The maps of a student or a teacher by target, finest first, out of what it saw."""
+def check_cache(cache: TeacherCache, targets: Sequence[str]) -> None:
+    """Raise if a cache does not have what the student is compared with."""
+    for target in targets:
+        kind = CACHES[target][0]
+        if cache.manifest.kind != kind:
+            raise ValueError(
+                f"The cache in {cache.folder} has features of kind {cache.manifest.kind!r}, but "
+                f"the target {target!r} needs {kind!r}. Write such a cache, or choose the target "
+                "that this one serves."
+            )
+
+
+def target_maps(family: Family, pixel_values: Tensor, targets: Sequence[str]) -> Maps:
+    """The maps of a student or a teacher by target, finest first."""
+    return seen_maps(family, family.see(pixel_values), targets)
+
+
+def seen_maps(family: Family, seen: Sam3VisionEncoderOutput, targets: Sequence[str]) -> Maps:
+    """The same out of what was seen."""
     maps: Maps = {}
     if "trunk" in targets:
         height, width = seen.fpn_hidden_states[2].shape[-2:]

@@ -1,15 +1,14 @@
 """Stage 1+, prompt in the loop: the student's features must lead frozen heads to the same masks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
 from transformers.models.sam3.modeling_sam3 import (
     Sam3ImageSegmentationOutput,
     Sam3VisionEncoderOutput,
@@ -19,6 +18,7 @@ from ..models.object_memory import FrameFeatures
 from ..models.prompts import VISUAL_PHRASE
 from ..tokenizer import build_tokenizer
 from .family import Family
+from .feature_losses import valid_places
 from .prompt_losses import (
     CONCEPT_TERMS,
     OBJECT_TERMS,
@@ -27,7 +27,7 @@ from .prompt_losses import (
     pair_answers,
     resized,
 )
-from .prompt_scores import draw_answers, score_answers
+from .prompt_scores import Answerer, draw_answers, score_answers
 from .prompted_heads import (
     ObjectAnswers,
     ask_concepts,
@@ -38,6 +38,7 @@ from .prompted_heads import (
 from .prompts import (
     ConceptPrompts,
     ObjectPrompts,
+    Objects,
     choose_concepts,
     choose_objects,
     correct,
@@ -46,12 +47,13 @@ from .prompts import (
     read_objects,
 )
 from .stage1_image import (
-    TARGETS,
     ImageDistillationArguments,
+    ImageDistillationTrainer,
+    Maps,
+    check_cache,
     map_terms,
-    target_maps,
+    seen_maps,
 )
-from .trainer import DistillationTrainer
 
 MATCHES = ("hungarian", "teacher_query")
 TEXTS = ("teacher", "student")
@@ -114,8 +116,9 @@ class Lesson:
     """What a batch is asked, and all of the teacher that does not depend on the student.
 
     Args:
-        maps: The teacher's, for the feature term.
+        asked: All objects that can be asked for.
         objects: Groups of prompts for the tracker.
+        maps: The teacher's, for the feature term.
         features: For the heads of the teacher's tracker.
         concepts: Prompts for the detector.
         text: The teacher's token features of their phrases.
@@ -123,8 +126,9 @@ class Lesson:
         found: What the teacher's detector answers.
     """
 
-    maps: dict[str, list[Tensor]]
+    asked: Objects
     objects: list[ObjectPrompts] = field(default_factory=list)
+    maps: Maps = field(default_factory=dict)
     features: FrameFeatures | None = None
     concepts: ConceptPrompts | None = None
     text: Tensor | None = None
@@ -132,13 +136,15 @@ class Lesson:
     found: Sam3ImageSegmentationOutput | None = None
 
 
-class PromptDistillationTrainer(DistillationTrainer):
-    """Trains the encoder on what heads, frozen and equal in both, make of its features."""
+class PromptDistillationTrainer(ImageDistillationTrainer):
+    """Trains the encoder on what heads make of its features, which stay as the teacher's.
+
+    What is trained is as in stage 1: `backbone`, and of a lateral student the necks, too.
+    """
 
     stage = "stage 1+: prompts"
-    trained_parts = ("backbone",)
     units = {
-        **{f"{target}_{kind}": "samples" for target in TARGETS for kind in ("error", "angle")},
+        **ImageDistillationTrainer.units,
         **dict.fromkeys(OBJECT_TERMS, "prompts"),
         **dict.fromkeys(CONCEPT_TERMS, "concepts"),
     }
@@ -153,6 +159,8 @@ class PromptDistillationTrainer(DistillationTrainer):
 
     def __init__(self, model: Family, args: PromptDistillationArguments, **kwargs: Any):
         super().__init__(model, args, **kwargs)
+        if self.cache is not None:
+            check_cache(self.cache, ["trunk"])
         for name, family in (("student", model), ("teacher", self.teacher)):
             if args.prompts_per_image and family.tracker is None:
                 raise ValueError(
@@ -183,12 +191,9 @@ class PromptDistillationTrainer(DistillationTrainer):
     def teacher_step(self, inputs: Mapping[str, Any]) -> Lesson:
         """What is asked, and the teacher's part of it that does not depend on the student."""
         args, labels, pixel_values = self.args, inputs["labels"], inputs["pixel_values"]
-        teacher, device = self.teacher, pixel_values.device
-        seen = teacher.see(pixel_values)
-        lesson = Lesson(target_maps(teacher, seen, args.targets))
         objects = read_objects(labels, len(pixel_values))
+        lesson = Lesson(objects)
         if args.prompts_per_image:
-            lesson.features = teacher.tracker_features(seen)
             groups = choose_objects(
                 objects,
                 args.prompts_per_image,
@@ -197,7 +202,7 @@ class PromptDistillationTrainer(DistillationTrainer):
                 box_noise=args.box_noise,
                 corrections=args.iterations - 1,
             )
-            lesson.objects = [prompts.to(device) for prompts in groups]
+            lesson.objects = [prompts.to(pixel_values.device) for prompts in groups]
         if args.concepts_per_image:
             lesson.concepts = choose_concepts(
                 labels,
@@ -206,23 +211,43 @@ class PromptDistillationTrainer(DistillationTrainer):
                 **self.choice,
                 has_phrases="input_ids" in inputs,
                 exemplar_share=args.exemplar_share,
-            ).to(device)
-            if len(lesson.concepts):
-                lesson.text, lesson.text_mask = self.read_phrases(teacher, inputs, lesson.concepts)
-                question = lesson.text, lesson.text_mask, lesson.concepts
-                lesson.found = ask_concepts(teacher.detector, seen, *question)
+            ).to(pixel_values.device)
+        return self.of_teacher(self.teach, inputs, lesson)
+
+    def of_teacher(self, step: Callable[..., Answer], *args: Any) -> Answer:
+        """What a step gives on the teacher's models, through whatever wraps them."""
+        with torch.no_grad():
+            return self.teacher(step, *args)
+
+    def teach(self, teacher: Family, inputs: Mapping[str, Any], lesson: Lesson) -> Lesson:
+        """A lesson with the teacher's maps, features and detections."""
+        tokens = self.cached(inputs)
+        if tokens is None:
+            pixels = inputs.get("teacher_pixel_values", inputs["pixel_values"])
+            seen = teacher.see(pixels)
+        else:
+            seen = teacher.see_again(tokens["trunk"])
+        lesson.maps = seen_maps(teacher, seen, self.targets)
+        if self.args.prompts_per_image:
+            lesson.features = teacher.tracker_features(seen)
+        if lesson.concepts is not None:
+            lesson.text, lesson.text_mask = self.read_phrases(teacher, inputs, lesson.concepts)
+            concepts = lesson.concepts.at_least_one()
+            question = lesson.text, lesson.text_mask, concepts
+            lesson.found = ask_concepts(teacher.detector, seen, *question)
         return lesson
 
     def read_phrases(
-        self, family: Any, inputs: Mapping[str, Any], concepts: ConceptPrompts
+        self, family: Family, inputs: Mapping[str, Any], concepts: ConceptPrompts
     ) -> tuple[Tensor, Tensor]:
         """Token features of the phrases of prompts, and which tokens are valid."""
-        if "input_ids" in inputs:
+        if "input_ids" in inputs and len(concepts):
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
             ids, mask = ids[concepts.label], mask[concepts.label]
         else:
             ids, mask = self.visual_phrase(concepts.image.device)
-        return family.detector.get_text_features(ids, mask, return_dict=True).pooler_output, mask
+        text: Any = family.detector.get_text_features(ids, mask, return_dict=True)
+        return text.pooler_output, mask
 
     def visual_phrase(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Token ids and mask of the phrase that goes with exemplars alone."""
@@ -241,7 +266,7 @@ class PromptDistillationTrainer(DistillationTrainer):
         """Distances of maps, and of what heads make of them."""
         seen = student.see(inputs["pixel_values"])
         valid = inputs.get("valid")
-        terms = map_terms(target_maps(student, seen, self.args.targets), targets.maps, valid)
+        terms = map_terms(seen_maps(student, seen, self.targets), targets.maps, valid)
         if targets.features is not None:
             terms |= self.object_terms(student, seen, targets.features, targets.objects, valid)
         if targets.concepts is not None:
@@ -277,7 +302,10 @@ class PromptDistillationTrainer(DistillationTrainer):
                 student, features, prompts, teacher_features, valid
             ):
                 shares[rows] += 1
-                answers.append((rows, object_losses(names, own, theirs, temperature, where)))
+                losses = object_losses(names, own, theirs, temperature, where)
+                # Without rows, there is one answer that counts nothing.
+                losses = {name: loss[: len(rows)] for name, loss in losses.items()}
+                answers.append((rows, losses))
             for rows, losses in answers:
                 for name, loss in losses.items():
                     totals[name] = totals[name] + (loss / shares[rows]).sum()
@@ -293,27 +321,28 @@ class PromptDistillationTrainer(DistillationTrainer):
     ) -> Iterator[tuple[Tensor, ObjectAnswers, ObjectAnswers, Tensor | None]]:
         """Answers of student and teacher to prompts, and after each, to what corrects the student.
 
+        Every process asks equally often, whatever it has to ask: where weights are sharded, all
+        gather them, or none can.
+
         Yields:
             The rows of the prompts that are still asked, the student's answers, the teacher's, and
             where there is a picture (prompts, height, width).
         """
         rows = torch.arange(len(prompts), device=prompts.image.device)
         for iteration in range(self.args.iterations):
-            if not len(prompts):
-                return
-            own = self.answered(ask_objects, student.tracker, features, prompts)
-            with torch.no_grad():
-                theirs = ask_objects(self.teacher.tracker, teacher_features, prompts)
+            asked = prompts.at_least_one()
+            own = self.answered(answer_objects, student, features, asked)
+            theirs = self.of_teacher(answer_objects, teacher_features, asked)
             own = own._replace(masks=resized(own.masks, theirs.masks.shape[-2:]))
-            where = valid_masks(valid, prompts.image, theirs.masks)
+            where = valid_masks(valid, asked.image, theirs.masks)
             yield rows, own, theirs, where
-            if iteration + 1 < self.args.iterations:
-                best = theirs.iou_scores.argmax(dim=1)
-                least = self.args.least_disagreement
-                prompts, kept = correct(
-                    prompts, own.best(best).detach(), theirs.best(best), iteration, least, where
-                )
-                rows = rows[kept]
+            if not len(prompts) or iteration + 1 == self.args.iterations:
+                continue
+            best = theirs.iou_scores.argmax(dim=1)
+            masks = own.best(best).detach(), theirs.best(best)
+            least = self.args.least_disagreement
+            prompts, kept = correct(prompts, *masks, iteration, least, where)
+            rows = rows[kept]
 
     def concept_terms(
         self,
@@ -325,54 +354,75 @@ class PromptDistillationTrainer(DistillationTrainer):
         """Terms of the detector's answers, the mean over detections of each prompt."""
         names = self.wanted(CONCEPT_TERMS)
         concepts, theirs = lesson.concepts, lesson.found
-        if concepts is None or theirs is None:
-            return {name: seen.fpn_hidden_states[0].new_zeros(()) for name in names}
+        assert concepts is not None
+        assert theirs is not None
         text, text_mask = lesson.text, lesson.text_mask
         if self.args.text == "student":
             text, text_mask = self.read_phrases(student, inputs, concepts)
-        question = text, text_mask, concepts
+        asked = concepts.at_least_one()
+        question = text, text_mask, asked
         own = self.answered(ask_concepts, student.detector, seen, *question)
         is_confident = scores_of(theirs) > self.args.confidence
         teacher_of = torch.arange(is_confident.shape[1], device=is_confident.device)
         teacher_of = teacher_of.expand_as(is_confident)
         if self.args.match == "hungarian":
             teacher_of = match_queries(own, theirs, is_confident)
-        valid = valid_masks(inputs.get("valid"), concepts.image, theirs.pred_masks)
+        valid = valid_masks(inputs.get("valid"), asked.image, theirs.pred_masks)
         pairs = pair_answers(own, theirs, teacher_of, is_confident)
         losses = concept_losses(names, pairs, self.args.temperature, valid)
-        return {name: loss.sum() for name, loss in losses.items()}
+        counts = float(len(concepts) > 0)  # one that is only there to be asked counts nothing
+        return {name: counts * loss.sum() for name, loss in losses.items()}
 
     # How well it does.
 
-    def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
+    def score(
+        self, student: Family, inputs: Mapping[str, Any], targets: Lesson
+    ) -> list[dict[str, float]]:
         """IoU of answers to boxes and to clicks in the middle, with the truth and the teacher."""
-        if not self.args.prompts_per_image:
-            return {}
-        sums: dict[str, float] = {}
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            with self.autocast_smart_context_manager():
-                families = {"student": student, "teacher": self.teacher}
-                scores = score_answers(families, inputs, self.args.prompts_per_image, **self.choice)
-            for name, score in scores.items():
-                sums[name] = sums.get(name, 0.0) + score
-        values = torch.tensor(list(sums.values()), dtype=torch.float32, device=self.args.device)
-        totals = dict(zip(sums, self.accelerator.reduce(values).tolist(), strict=True))
-        count = max(totals.pop("objects", 0), 1)
-        return {name: total / count for name, total in totals.items()}
+        if targets.features is None:
+            return []
+        answerers = self.answerers(student, inputs, targets.features)
+        device = inputs["pixel_values"].device
+        return score_answers(answerers, inputs["labels"], targets.asked, device)
 
-    @torch.no_grad()
+    def summarize(self, records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Means over objects."""
+        return {name: fmean(record[name] for record in records) for name in records[0]}
+
     def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
-        """Pictures of prompts with the teacher's masks (left) and the student's, by image."""
-        families = {"teacher": self.teacher, "student": student}
-        inputs: Any = self._prepare_inputs(dict(batch))
-        with self.autocast_smart_context_manager():
-            return draw_answers(families, inputs, self.args.prompts_per_image, self.args.seed)
+        """Prompts of each image with the masks of the teacher (left) and of the student."""
+        lesson = self.teacher_step(batch)
+        if lesson.features is None:
+            return {}
+        answerers = self.answerers(student, batch, lesson.features)
+        return draw_answers(answerers, batch["pixel_values"], lesson.asked, lesson.objects)
+
+    def answerers(
+        self, student: Family, inputs: Mapping[str, Any], teacher_features: FrameFeatures
+    ) -> dict[str, Answerer]:
+        """Teacher and student as they answer in use."""
+        features = student.tracker_features(student.see(inputs["pixel_values"]))
+        return {
+            "teacher": lambda asked: self.of_teacher(answer_objects, teacher_features, asked, True),
+            "student": lambda asked: answer_objects(student, features, asked, True),
+        }
+
+
+def answer_objects(
+    family: Family, features: FrameFeatures, prompts: ObjectPrompts, in_use: bool = False
+) -> ObjectAnswers:
+    """What the tracker of a family says to prompts."""
+    tracker: Any = family.tracker
+    return ask_objects(tracker, features, prompts, in_use)
 
 
 def valid_masks(valid: Tensor | None, image: Tensor, masks: Tensor) -> Tensor | None:
-    """Where (prompts, height, width) masks lie on a picture, from where (images, ...) images do."""
-    if valid is None:
-        return None
-    size = tuple(masks.shape[-2:])
-    return F.interpolate(valid[:, None].float(), size, mode="nearest")[image, 0] > 0
+    """Where masks (prompts, ..., height, width) lie on a picture.
+
+    Args:
+        valid: (images, height, width) of pixels, true where there is a picture; None for all.
+        image: (prompts,): the image of each.
+        masks: Of the size that is wanted.
+    """
+    places = valid_places(valid, masks.shape[-2:])
+    return None if places is None else places[image]

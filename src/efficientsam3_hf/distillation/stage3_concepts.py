@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.models.sam3.modeling_sam3 import (
     Sam3ImageSegmentationOutput,
@@ -15,6 +16,7 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from ..evaluation import concept, units
+from ..models.modeling_efficientsam3 import EfficientSam3Model
 from ..models.objective_config import ObjectiveConfig
 from ..tokenizer import build_tokenizer
 from .arguments import DistillationArguments
@@ -22,11 +24,12 @@ from .concept_scores import detections_of, draw_concepts, truths_of
 from .family import Family
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
 from .prompted_heads import match_queries, scores_of
-from .stage1_image import TARGETS, map_terms, target_maps
+from .stage1_image import TARGETS, map_terms, seen_maps
 from .trainer import DistillationTrainer
 
 # Of the objective, those that are means over instances; the others are means over prompts.
 OF_BOXES = ("l1", "giou", "mask", "dice")
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 MAP_TERMS = tuple(f"{target}_{kind}" for target in TARGETS for kind in ("error", "angle"))
 
 
@@ -130,13 +133,20 @@ class ConceptTrainer(DistillationTrainer):
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> ConceptLesson:
         """The teacher's maps and its answers to the same phrases."""
-        if self.teacher is None:
-            return ConceptLesson()
-        seen = self.teacher.see(inputs["pixel_values"])
-        lesson = ConceptLesson(target_maps(self.teacher, seen, self.args.targets))
+        return ConceptLesson() if self.teacher is None else self.teacher(self.teach, inputs)
+
+    def teach(self, teacher: Family, inputs: Mapping[str, Any]) -> ConceptLesson:
+        """The same, computed on the models themselves."""
+        tokens = self.cached(inputs)
+        if tokens is None:
+            seen = teacher.see(inputs.get("teacher_pixel_values", inputs["pixel_values"]))
+        else:
+            seen = teacher.see_again(tokens["trunk"])
+        lesson = ConceptLesson(seen_maps(teacher, seen, self.args.targets))
         if self.wanted(CONCEPT_TERMS):
-            text, valid = self.read_phrases([label["phrase"] for label in inputs["labels"]])
-            lesson.found = self.teacher.detector(
+            phrases = [label["phrase"] for label in inputs["labels"]]
+            text, valid = self.read_phrases(teacher.detector, phrases)
+            lesson.found = teacher.detector(
                 vision_embeds=seen,
                 text_embeds=text.to(seen.fpn_hidden_states[0].dtype),
                 attention_mask=valid,
@@ -145,18 +155,21 @@ class ConceptTrainer(DistillationTrainer):
             )
         return lesson
 
-    def read_phrases(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The teacher's token features of phrases, each computed once, and which are valid."""
-        detector, device = self.teacher.detector, self.args.device
+    def read_phrases(
+        self, detector: EfficientSam3Model, phrases: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """A detector's token features of phrases, each computed once, and which are valid."""
+        device = self.args.device
         unread = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self.teacher_phrases]
-        if unread:
-            config = detector.config
+        # Where weights are sharded, all processes must ask whenever one does.
+        if unread or self.accelerator.distributed_type in SHARDED:
+            config: Any = detector.config
             tokens = build_tokenizer(config.context_length, getattr(config, "words", None))(
-                unread, padding=True, truncation=True, return_tensors="pt"
+                unread or list(phrases[:1]), padding=True, truncation=True, return_tensors="pt"
             ).to(device)
             mask = tokens["attention_mask"]
-            rows = detector.get_text_features(tokens["input_ids"], mask, return_dict=True)
-            for phrase, row, kept in zip(unread, rows.pooler_output, mask.bool(), strict=True):
+            rows: Any = detector.get_text_features(tokens["input_ids"], mask, return_dict=True)
+            for phrase, row, kept in zip(unread, rows.pooler_output, mask.bool(), strict=False):
                 self.teacher_phrases[phrase] = row[kept].cpu()
         rows = [self.teacher_phrases[phrase] for phrase in phrases]
         features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -185,7 +198,7 @@ class ConceptTrainer(DistillationTrainer):
         if targets.found is not None:
             terms |= self.answer_terms(own, targets.found)
         if targets.maps:
-            maps = target_maps(student, seen, self.args.targets)
+            maps = seen_maps(student, seen, self.args.targets)
             terms |= map_terms(maps, targets.maps, inputs.get("valid"))
         return terms
 
@@ -221,17 +234,24 @@ class ConceptTrainer(DistillationTrainer):
 
     # How well it does.
 
-    def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
-        """cgF1 and its parts, at the size of the masks in the labels."""
-        records = []
-        for batch in dataloader:
-            inputs: Any = self._prepare_inputs(batch)
-            with self.autocast_smart_context_manager():
-                found = self.answer(student, inputs)
-            for (masks, scores), truth in zip(found, truths_of(inputs["labels"]), strict=True):
-                records.append(concept.score_pair(list(masks), scores.tolist(), list(truth)))
-        records = gather_records(records)
-        return dict(concept.summarize(units.stack(records))) if records else {}
+    def score(
+        self, student: Family, inputs: Mapping[str, Any], targets: ConceptLesson
+    ) -> list[dict[str, Any]]:
+        """What was found of each prompt, at the size of the masks in the labels."""
+        return [
+            concept.score_pair(list(masks), scores.tolist(), list(truth))
+            for (masks, scores), truth, label in zip(
+                self.answer(student, inputs),
+                truths_of(inputs["labels"]),
+                inputs["labels"],
+                strict=True,
+            )
+            if bool(label["is_exhaustive"])
+        ]
+
+    def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """cgF1 and its parts."""
+        return concept.summarize(units.stack(records))
 
     def answer(self, student: Family, inputs: Mapping[str, Any]) -> list[Any]:
         """Masks and scores of what the student finds for each prompt of a batch."""
@@ -245,12 +265,9 @@ class ConceptTrainer(DistillationTrainer):
         sizes = [tuple(label["masks"].shape[-2:]) for label in inputs["labels"]]
         return detections_of(outputs, sizes, student.configuration)
 
-    @torch.no_grad()
-    def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
         """Pictures of what phrases name: the truth (left) and what the student finds."""
-        inputs: Any = self._prepare_inputs(dict(batch))
-        with self.autocast_smart_context_manager():
-            return draw_concepts(inputs, self.answer(student, inputs))
+        return draw_concepts(batch, self.answer(student, batch))
 
 
 class Balancer(TrainerCallback):
@@ -304,12 +321,3 @@ def shared_maps(seen: Sam3VisionEncoderOutput) -> list[Tensor]:
     """What all terms are computed from: the maps of the backbone, or the tokens of a ViT."""
     maps: Any = getattr(seen, "feature_maps", None) or [seen.last_hidden_state]
     return list(maps)
-
-
-def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return records
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, records)
-    return [record for of_one in everyone for record in of_one]

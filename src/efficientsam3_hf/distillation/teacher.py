@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.models.sam3.modeling_sam3 import Sam3SinePositionEmbedding, Sam3ViTLayer
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3SinePositionEmbedding,
+    Sam3VisionEncoderOutput,
+    Sam3ViTLayer,
+)
 
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
@@ -29,6 +33,7 @@ from ..models.modeling_efficientsam3 import EfficientSam3Model
 from ..models.modeling_efficientsam3_tracker_video import EfficientSam3TrackerVideoModel
 from ..models.modeling_efficientsam3_video import EfficientSam3VideoModel
 from ..models.object_memory import FrameFeatures
+from .family import Family
 
 Result = TypeVar("Result")
 
@@ -38,8 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LARGE_LAYERS = (Sam3ViTLayer, CLIPEncoderLayer)
 
 
-class TeacherModels(nn.Module):
-    """Concept model and tracker in video on one trunk.
+class TeacherModels(Family):
+    """Concept model and tracker in video on one trunk; one of them may be missing.
 
     Whatever is computed is a step run inside `forward`, so that a wrapper which gathers weights
     (FSDP, ZeRO-3) sees the call.
@@ -48,11 +53,8 @@ class TeacherModels(nn.Module):
     def __init__(
         self, detector: EfficientSam3Model | None, tracker: EfficientSam3TrackerVideoModel | None
     ):
-        super().__init__()
-        self.detector, self.tracker = detector, tracker
-
-    def forward(self, step: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        return step(self, *args, **kwargs)
+        whole: Any = detector  # which a family has in any case
+        super().__init__(whole, tracker)
 
 
 class Teacher:
@@ -73,8 +75,6 @@ class Teacher:
         dtype: torch.dtype = torch.float32,
         name: str = "",
     ):
-        if detector is not None and tracker is not None:
-            tracker.vision_encoder.backbone = detector.vision_encoder.backbone
         models = TeacherModels(detector, tracker).eval().requires_grad_(False)
         self.hashes = weight_hashes(models)  # before the cast, which must not tell
         cast_weights(models, dtype)
@@ -91,6 +91,14 @@ class Teacher:
         """
         with torch.no_grad():
             return self.module(step, *args, **kwargs)
+
+    def see(self, pixel_values: Tensor) -> Sam3VisionEncoderOutput:
+        """As `Family.see`."""
+        return self(Family.see, pixel_values)
+
+    def tracker_features(self, seen: Sam3VisionEncoderOutput) -> FrameFeatures:
+        """As `Family.tracker_features`."""
+        return self(Family.tracker_features, seen)
 
     def features(self, kind: str, pixel_values: Tensor) -> dict[str, Tensor]:
         """What a student is to reach in some images, under the names of its parts.
@@ -189,7 +197,8 @@ def tracker_level_features(models: TeacherModels, pixel_values: Tensor) -> dict[
 
 def frame_features(models: TeacherModels, pixel_values: Tensor) -> dict[str, Tensor]:
     """All that the tracker's heads and memory need of a frame."""
-    features = models.tracker.encode_frames(pixel_values)
+    tracker: Any = models.tracker
+    features = tracker.encode_frames(pixel_values)
     maps = {"fine": features.fine, "middle": features.middle, "coarse": features.coarse}
     return {name: to_tokens(each) for name, each in maps.items()}
 

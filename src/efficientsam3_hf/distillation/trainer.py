@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import find_batch_size, gather_object
 from PIL import Image
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -27,9 +27,11 @@ from ..hub.model_card import write_model_card
 from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
+from .cached_features import FEATURES
 from .ema import MovingAverage
 from .family import Family
 from .pictures import DrawPictures
+from .teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class DistillationTrainer(Trainer):
         args: Of the stage.
         teacher: What `teacher_step` asks; moved to the device, in evaluation mode, never saved.
         parent: Folder the student came from: its record of training is continued.
+        cache: `TeacherCache` of which batches bring the teacher's features along.
         eval_collator: In place of `data_collator` where the student is evaluated.
         **kwargs: For `Trainer`: `data_collator`, `train_dataset`, `eval_dataset`, ...
     """
@@ -61,6 +64,8 @@ class DistillationTrainer(Trainer):
     # Loss term -> what it is counted in, and its factor.
     units: Mapping[str, str] = {}
     weights: Mapping[str, float] = {}
+    # Samples in a picture.
+    drawn: ClassVar[int] = 4
 
     args: DistillationArguments
 
@@ -70,6 +75,7 @@ class DistillationTrainer(Trainer):
         args: DistillationArguments,
         teacher: Any = None,
         parent: str | os.PathLike | None = None,
+        cache: TeacherCache | None = None,
         eval_collator: Callable[[list], dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
@@ -89,7 +95,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.family = model
         self.teacher = self.prepare_teacher(teacher)
-        self.parent, self.eval_collator = parent, eval_collator
+        self.parent, self.cache, self.eval_collator = parent, cache, eval_collator
         self.factors = {**self.weights, **self.own_weights()}
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
@@ -99,7 +105,7 @@ class DistillationTrainer(Trainer):
         self.add_callback(PushCodeCallback())
         self.add_callback(NewEpoch(self))
         if args.pictures_every:
-            self.add_callback(DrawPictures(self, args.pictures_every))
+            self.add_callback(DrawPictures(self, args.pictures_every, self.drawn))
         self.watch = Watch()
 
     @property
@@ -216,6 +222,14 @@ class DistillationTrainer(Trainer):
         with self.watch.waiting():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
+    def cached(self, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Tokens (pictures, tokens, channels) that a batch brought along; None if it brought none.
+
+        They are under the names of the cache's parts.
+        """
+        stored = inputs.get(FEATURES)
+        return None if stored is None or self.cache is None else self.cache.decode(stored)
+
     def note(self, terms: Mapping[str, Tensor]) -> None:
         """Keep terms for the log; whether they are numbers is looked at when they are logged."""
         for name, term in terms.items():
@@ -297,23 +311,39 @@ class DistillationTrainer(Trainer):
         """As in `Trainer`; a stream of ours is shared out among processes by itself."""
         if not isinstance(self.train_dataset, SampleStream):
             return super().get_train_dataloader()
-        return self.stream_loader(self.train_dataset, self._train_batch_size)
+        return self.stream_loader(self.train_dataset, self._train_batch_size, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in `Trainer`, with the collator for evaluation."""
-        for_training = self.data_collator
-        self.data_collator = self.eval_collator or for_training
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = for_training
+        """A loader of this process's part of the samples: together they have each of them once."""
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
+            raise ValueError("There is nothing to evaluate on: give an eval_dataset.")
+        collate = self.eval_collator or self.data_collator
+        if isinstance(dataset, SampleStream):
+            return self.stream_loader(dataset, self.args.eval_batch_size, collate)
+        if len(dataset) < self.args.world_size:
+            raise ValueError(
+                f"{len(dataset)} samples cannot be shared out among {self.args.world_size} "
+                "processes: evaluate on more."
+            )
+        own = range(self.args.process_index, len(dataset), self.args.world_size)
+        return DataLoader(
+            Subset(dataset, own),
+            self.args.eval_batch_size,
+            collate_fn=collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
 
-    def stream_loader(self, stream: SampleStream, batch_size: int) -> DataLoader:
+    def stream_loader(self, stream: SampleStream, batch_size: int, collate: Any) -> DataLoader:
         """A loader of this process's part of a stream."""
         return DataLoader(
             stream.split(self.args.process_index, self.args.world_size),
             batch_size,
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -324,9 +354,13 @@ class DistillationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The folder that `from_pretrained` reads; at the end of training, of averaged weights."""
-        folder = output_dir or self.args.output_dir
-        with nullcontext() if _internal_call else self.averaged():
-            super().save_model(folder, _internal_call=_internal_call)
+        is_checkpoint = _internal_call and output_dir is not None  # a push names no folder
+        with nullcontext() if is_checkpoint else self.averaged():
+            super().save_model(output_dir or self.args.output_dir, _internal_call=_internal_call)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The family's card, in place of `Trainer`'s form."""
+        write_model_card(self.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
@@ -438,18 +472,24 @@ class DistillationTrainer(Trainer):
         totals: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         records: list[Mapping[str, float]] = []
+        seen = 0
+        is_stream = isinstance(dataloader.dataset, IterableDataset)
         batches = tqdm(
-            dataloader,
+            self.in_step(dataloader),
             desc=description,
+            total=None if is_stream else len(dataloader),
             disable=self.args.disable_tqdm or not self.is_world_process_zero(),
         )
         with torch.no_grad(), self.averaged():
-            for inputs in batches:
-                inputs = self._prepare_inputs(inputs)
+            for inputs, is_new in batches:
                 with self.compute_loss_context_manager(), self.autocast_smart_context_manager():
                     targets = self.teacher_step(inputs)
                     sums = model(self.student_step, inputs, targets)
-                    records += model(self.score, inputs, targets)
+                    scored = model(self.score, inputs, targets)
+                if not is_new:
+                    continue
+                records += scored
+                seen += find_batch_size(inputs) or 0
                 for name, total in sums.items():
                     totals[name] = totals.get(name, 0) + total.detach().double()
                 for name, number in self.count(inputs).items():
@@ -459,9 +499,24 @@ class DistillationTrainer(Trainer):
             measured = self.summarize(records) if records else {}
             measured |= self.measure(self.family, dataloader)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-        number = int(counts.get("samples", 0)) or self.num_examples(dataloader)
+        number: Any = self.accelerator.reduce(torch.tensor(seen, device=self.args.device))
         nothing: Any = None
-        return EvalLoopOutput(nothing, nothing, metrics, number)
+        return EvalLoopOutput(nothing, nothing, metrics, int(number))
+
+    def in_step(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Batches, each with True; then the last again, with False, while others have some left.
+
+        Where weights are sharded, all processes gather them, or none can.
+        """
+        inputs: Any = None
+        batches = iter(dataloader)
+        while True:
+            batch = next(batches, None)
+            mine = torch.tensor([batch is not None], device=self.args.device)
+            if not self.accelerator.gather(mine).any():
+                return
+            inputs = inputs if batch is None else self._prepare_inputs(batch)
+            yield inputs, batch is not None
 
     def join_terms(
         self, totals: dict[str, Tensor], counts: dict[str, float], prefix: str

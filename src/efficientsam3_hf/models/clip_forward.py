@@ -1,19 +1,19 @@
 """Clips with gradients, for training the memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from .object_memory import FrameFeatures
+from .object_memory import FrameFeatures, FrameMemory, TrackedObject
 from .tracker_video_parts import (
     GIVEN_BIAS,
     GIVEN_SCALE,
     EfficientSam3TrackerVideoParts,
     MaskPrediction,
-    MemoryBatch,
+    pad_recollections,
     resize,
 )
 
@@ -22,12 +22,16 @@ from .tracker_video_parts import (
 class EfficientSam3ClipOutput(ModelOutput):
     """What the tracker says of the objects of some clips.
 
+    Where an object has had no prompt yet, all of it is 0.
+
     Args:
         pred_masks: Logits (clips, frames, objects, height, width) of the best masks.
         iou_scores: (clips, frames, objects): how good these are thought to be.
         object_score_logits: (clips, frames, objects): whether the object is in the frame.
         object_pointers: (clips, frames, objects, channels).
-        all_masks: For each frame, logits (clips, objects, masks, height, width) of all candidates.
+        all_masks: For each frame, logits (clips, objects, masks, height, width) of all candidates,
+            also where the object is said to be gone. An object with fewer candidates than others
+            has its last one repeated.
         all_iou_scores: For each frame, (clips, objects, masks).
         conditioned_features: For each frame, its coarsest map after it has looked at the memory:
             (clips, objects, channels, height, width). Only where asked for.
@@ -40,6 +44,118 @@ class EfficientSam3ClipOutput(ModelOutput):
     all_masks: tuple[Tensor, ...] | None = None
     all_iou_scores: tuple[Tensor, ...] | None = None
     conditioned_features: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class FramePrompt:
+    """Prompts of one kind on one frame of clips.
+
+    Args:
+        frame: Its number in the clips.
+        rows: Whose prompts they are: object o of clip c is row c * objects + o.
+        points: (prompted, points, 2) as (x, y) in pixels of the model's input; boxes are two.
+        labels: (prompted, points): 1 on the object, 0 beside it, 2 and 3 for corners of a box.
+        masks: (prompted, 1, height, width) of any size, from 0 to 1, in place of points.
+    """
+
+    frame: int
+    rows: list[int]
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+
+    def of(self, chosen: list[int]) -> "FramePrompt":
+        """Of some of its rows alone, by their place among them."""
+        index = torch.tensor(chosen)
+        points, labels, masks = (
+            None if each is None else each[index.to(each.device)]
+            for each in (self.points, self.labels, self.masks)
+        )
+        return FramePrompt(self.frame, [self.rows[i] for i in chosen], points, labels, masks)
+
+
+@dataclass
+class ClipPrompts:
+    """All prompts of clips. An object begins with its first; those after that are corrections.
+
+    Args:
+        num_objects: Objects of each clip. Those without a prompt are not followed.
+        prompts: In any order.
+    """
+
+    num_objects: int
+    prompts: list[FramePrompt]
+
+    @classmethod
+    def read(
+        cls,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+    ) -> "ClipPrompts":
+        """Prompts on the first frame as `forward_clip` takes them, checked."""
+        if (points is None) != (labels is None):
+            raise ValueError("Give points and labels together.")
+        if (masks is None) == (points is None and boxes is None):
+            raise ValueError("Give points, boxes (or both), or masks, on the first frame.")
+        if masks is not None:
+            rows = list(range(masks.shape[0] * masks.shape[1]))
+            return cls(masks.shape[1], [FramePrompt(0, rows, masks=masks.flatten(0, 1)[:, None])])
+        all_points, all_labels = [], []
+        if boxes is not None:
+            corners = boxes.unflatten(-1, (2, 2))
+            all_points.append(corners)
+            all_labels.append(torch.tensor([2, 3], device=boxes.device).expand(corners.shape[:-1]))
+        if points is not None:
+            all_points.append(points)
+            all_labels.append(labels)
+        joined = torch.cat([each.float() for each in all_points], dim=2)
+        labels = torch.cat([each.long() for each in all_labels], dim=2)
+        rows = list(range(joined.shape[0] * joined.shape[1]))
+        prompt = FramePrompt(0, rows, joined.flatten(0, 1), labels.flatten(0, 1))
+        return cls(joined.shape[1], [prompt])
+
+    def starts(self) -> dict[int, int]:
+        """First frame with a prompt of each row that has one."""
+        starts: dict[int, int] = {}
+        for prompt in self.prompts:
+            for row in prompt.rows:
+                starts[row] = min(prompt.frame, starts.get(row, prompt.frame))
+        return starts
+
+    def at(self, frame: int, starts: dict[int, int]) -> list[tuple[FramePrompt, bool]]:
+        """Those of one frame, and whether an object begins with them or is corrected by them."""
+        found = []
+        for prompt in self.prompts:
+            for is_first in (True, False):
+                chosen = [
+                    place
+                    for place, row in enumerate(prompt.rows)
+                    if prompt.frame == frame and (starts[row] == frame) == is_first
+                ]
+                if chosen:
+                    found.append((prompt.of(chosen), is_first))
+        return found
+
+
+@dataclass
+class ClipStep:
+    """What was found in one frame of clips.
+
+    Args:
+        rows: Objects that had begun.
+        prediction: Of these.
+        coarse: Coarsest map of each of these, as the mask decoder saw it.
+    """
+
+    rows: list[int]
+    prediction: MaskPrediction
+    coarse: Tensor
+
+    def get(self, name: str) -> Tensor:
+        """One field of it all."""
+        return self.coarse if name == "coarse" else getattr(self.prediction, name)
 
 
 class ClipForward(EfficientSam3TrackerVideoParts):
@@ -59,8 +175,9 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         streaming: bool = False,
         output_conditioned_features: bool = False,
         frames: Sequence[FrameFeatures] | None = None,
+        prompts: ClipPrompts | None = None,
     ) -> EfficientSam3ClipOutput:
-        """Follow objects from the first frame of clips to the last, with gradients.
+        """Follow objects through clips, with gradients.
 
         In evaluation mode the masks are those of a session on each clip.
 
@@ -82,6 +199,8 @@ class ClipForward(EfficientSam3TrackerVideoParts):
             output_conditioned_features: Whether to return the maps that have looked at the memory.
             frames: What `encode_clips` gave, in place of pixels: where the trunk is frozen, clips
                 need to be encoded only once.
+            prompts: In place of prompts on the first frame: objects that begin on frames of their
+                own, each with prompts of its own kind, and corrections.
         """
         if (pixel_values is None) == (frames is None):
             raise ValueError(
@@ -94,7 +213,14 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         num_frames = clip_length if num_frames is None else num_frames
         if not 1 <= num_frames <= clip_length:
             raise ValueError(f"num_frames={num_frames} of clips of {clip_length} frames.")
-        prompts = ClipPrompts.read(input_points, input_labels, input_boxes, input_masks)
+        inputs = (input_points, input_labels, input_boxes, input_masks)
+        if prompts is None:
+            prompts = ClipPrompts.read(*inputs)
+        elif any(each is not None for each in inputs):
+            raise ValueError("Give prompts on the first frame, or prompts of any frame, not both.")
+        starts = prompts.starts()
+        if min(starts.values(), default=num_frames) >= num_frames:
+            raise ValueError(f"No object has a prompt in the {num_frames} frames.")
         constant = 0 if gradient_frames is None else max(num_frames - gradient_frames, 0)
         if frames is None:
             frames = self.encode_clips(pixel_values[:, :num_frames], constant)
@@ -102,37 +228,29 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         limit = self.config.max_object_pointers_in_encoder
         num_pointers = limit if streaming else min(clip_length, limit)
 
-        predictions, conditioned = [], []
-        memories: list[Tensor] = []
+        objects = [TrackedObject() for _ in range(clips * prompts.num_objects)]
+        steps: list[ClipStep | None] = []
         with_gradient = torch.is_grad_enabled()
         for time, features in enumerate(frames[:num_frames]):
+            rows = sorted(row for row, start in starts.items() if start <= time)
+            if not rows:
+                steps.append(None)
+                continue
             with torch.set_grad_enabled(with_gradient and time >= constant):
-                rows = repeat_features(features, prompts.num_objects)
-                prediction, coarse = self.roll_on(
-                    rows, prompts, time, memories, predictions, num_pointers
-                )
-                predictions.append(prediction)
-                if output_conditioned_features:
-                    conditioned.append(coarse.unflatten(0, (clips, -1)))
+                own = rows_of_clips(features, rows, prompts.num_objects)
+                given = prompts.at(time, starts)
+                is_known = [starts[row] < time for row in rows]
+                coarse = self.recall_clips(own, rows, is_known, objects, time, num_pointers)
+                prediction = self.predict_clips(own, coarse, rows, given)
+                steps.append(ClipStep(rows, prediction, coarse))
+                prompted = {row for prompt, _ in given for row in prompt.rows}
+                tokens = None
                 if time + 1 < num_frames:
-                    memories.append(self.clip_memory(rows, prediction, time, forced))
-
-        def gathered(field: str) -> Tensor:
-            rows = torch.stack([getattr(each, field) for each in predictions], dim=1)
-            return rows.unflatten(0, (clips, -1)).transpose(1, 2)  # (clips, frames, objects, ...)
-
-        def listed(field: str) -> tuple[Tensor, ...]:
-            return tuple(getattr(each, field).unflatten(0, (clips, -1)) for each in predictions)
-
-        return EfficientSam3ClipOutput(
-            pred_masks=gathered("pred_masks").squeeze(3),
-            iou_scores=gathered("iou_scores"),
-            object_score_logits=gathered("object_score_logits").squeeze(3),
-            object_pointers=gathered("object_pointer"),
-            all_masks=listed("all_masks"),
-            all_iou_scores=listed("all_iou_scores"),
-            conditioned_features=tuple(conditioned) if output_conditioned_features else None,
-        )
+                    tokens = self.encode_clip_memories(
+                        own, prediction, rows, prompted, time, forced
+                    )
+                remember_clips(objects, time, rows, prompted, prediction, tokens)
+        return clip_output(steps, clips, prompts.num_objects, output_conditioned_features)
 
     def encode_clips(self, pixel_values: Tensor, constant: int = 0) -> list[FrameFeatures]:
         """Features of each frame of clips (clips, frames, 3, height, width).
@@ -153,66 +271,91 @@ class ClipForward(EfficientSam3TrackerVideoParts):
             frames += [FrameFeatures(*each, positions) for each in zip(*maps, strict=True)]
         return frames
 
-    def roll_on(
+    def recall_clips(
         self,
         features: FrameFeatures,
-        prompts: "ClipPrompts",
+        rows: list[int],
+        is_known: list[bool],
+        objects: list[TrackedObject],
         time: int,
-        memories: list[Tensor],
-        predictions: list[MaskPrediction],
         num_pointers: int,
-    ) -> tuple[MaskPrediction, Tensor]:
-        """Masks of one frame of clips, and its coarsest map as the mask decoder saw it."""
-        if time == 0:
-            coarse = self.without_memory(features.coarse)
-            if prompts.masks is not None:
-                return self.adopt_masks(features, prompts.masks), coarse
-            points, labels = prompts.points, prompts.labels
-            multimask = self.use_multimask(True, labels.shape[1])
-        else:
-            memory = self.recall_clip(time, memories, predictions, num_pointers)
-            coarse = self.with_memory(features.coarse, features.positions, memory, num_pointers)
-            points = labels = None
-            multimask = self.use_multimask(False, 0)
-        prediction = self.predict_masks(
-            features, coarse, points, labels, multimask_output=multimask
+    ) -> Tensor:
+        """Coarsest map of each row of a frame; of those that are known, with their memories."""
+        known = [place for place, each in enumerate(is_known) if each]
+        if not known:
+            return self.without_memory(features.coarse)
+        config = self.config
+        memory = pad_recollections(
+            [
+                objects[rows[place]].recall(
+                    time, False, config.num_maskmem, num_pointers, config.max_cond_frame_num
+                )
+                for place in known
+            ],
+            self.no_object_pointer[:0],
+            features.coarse.device,
         )
-        return prediction, coarse
+        if len(known) == len(rows):
+            return self.with_memory(features.coarse, features.positions, memory, num_pointers)
+        index = torch.tensor(known, device=features.coarse.device)
+        seen = self.with_memory(features.coarse[index], features.positions, memory, num_pointers)
+        return self.without_memory(features.coarse).index_copy(0, index, seen)
 
-    def recall_clip(
+    def predict_clips(
         self,
-        time: int,
-        memories: list[Tensor],
-        predictions: list[MaskPrediction],
-        num_pointers: int,
-    ) -> MemoryBatch:
-        """What all rows remember in a frame of clips: the first frame, and the latest."""
-        seen = [0, *range(max(1, time - self.config.num_maskmem + 1), time)]
-        pointed = [0, *range(time - 1, max(0, time - num_pointers), -1)]
-        rows, device = len(memories[0]), memories[0].device
-        offsets = torch.tensor([0 if frame == 0 else time - frame for frame in seen], device=device)
-        ago = torch.tensor([time - frame for frame in pointed], device=device)
-        return MemoryBatch(
-            features=torch.stack([memories[frame] for frame in seen], dim=1),
-            offsets=offsets.expand(rows, -1),
-            pointers=torch.stack([predictions[frame].object_pointer for frame in pointed], dim=1),
-            pointer_offsets=ago.expand(rows, -1),
-        )
+        features: FrameFeatures,
+        coarse: Tensor,
+        rows: list[int],
+        given: list[tuple[FramePrompt, bool]],
+    ) -> MaskPrediction:
+        """Masks of each row of a frame: of those with prompts, kind by kind, and of the others."""
+        place_of = {row: place for place, row in enumerate(rows)}
+        prompted = {row for prompt, _ in given for row in prompt.rows}
+        others = [place for place, row in enumerate(rows) if row not in prompted]
+        groups = [([place_of[row] for row in prompt.rows], prompt, new) for prompt, new in given]
+        if others:
+            groups.append((others, None, False))
+        predictions = []
+        for places, prompt, is_initial in groups:
+            own, own_coarse = features, coarse
+            if places != list(range(len(rows))):
+                index = torch.tensor(places, device=coarse.device)
+                own, own_coarse = take_rows(features, index), coarse[index]
+            predictions.append(self.answer_prompt(own, own_coarse, prompt, is_initial))
+        return join_predictions(predictions, [place for places, _, _ in groups for place in places])
 
-    def clip_memory(
+    def answer_prompt(
+        self,
+        features: FrameFeatures,
+        coarse: Tensor,
+        prompt: FramePrompt | None,
+        is_initial: bool,
+    ) -> MaskPrediction:
+        """Masks of rows with prompts of one kind, or with none."""
+        if prompt is not None and prompt.masks is not None:
+            return self.adopt_masks(features, prompt.masks)
+        points = labels = None
+        if prompt is not None:
+            points, labels = prompt.points, prompt.labels
+        multimask = self.use_multimask(is_initial, 0 if labels is None else labels.shape[1])
+        return self.predict_masks(features, coarse, points, labels, multimask_output=multimask)
+
+    def encode_clip_memories(
         self,
         features: FrameFeatures,
         prediction: MaskPrediction,
+        rows: list[int],
+        prompted: set[int],
         time: int,
         forced: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Memory of a frame of clips: of the masks found there, or of those to be remembered."""
-        rows = len(prediction.pred_masks)
-        is_prompted = torch.full((rows,), time == 0, device=prediction.pred_masks.device)
+        """Memory of each row of a frame: of the masks found there, or of those to be remembered."""
+        device = prediction.pred_masks.device
+        is_prompted = torch.tensor([row in prompted for row in rows], device=device)
         probabilities = self.memory_masks(prediction.high_res_masks, is_prompted)
         scores = prediction.object_score_logits
         if forced is not None:
-            masks, is_forced = forced[0][:, time, None], forced[1][:, time]
+            masks, is_forced = forced[0][rows, time, None], forced[1][rows, time]
             masks = resize(masks.to(probabilities.dtype), self.memory_mask_size)
             is_there = (masks > 0).flatten(1).any(dim=1, keepdim=True)
             probabilities = torch.where(is_forced.view(-1, 1, 1, 1), masks, probabilities)
@@ -221,51 +364,89 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         return self.encode_memories(features.coarse, probabilities, scores)
 
 
-@dataclass
-class ClipPrompts:
-    """Prompts on the first frame of clips, one row for each object of each clip.
+def remember_clips(
+    objects: list[TrackedObject],
+    time: int,
+    rows: list[int],
+    prompted: set[int],
+    prediction: MaskPrediction,
+    tokens: Tensor | None,
+) -> None:
+    """Give each object what is remembered of it in a frame."""
+    features = [None] * len(rows) if tokens is None else tokens.unbind()
+    pointers, scores = prediction.object_pointer.unbind(), prediction.object_score_logits.unbind()
+    for place, row in enumerate(rows):
+        objects[row].memories[time] = FrameMemory(
+            pointers[place], features[place], None, scores[place], row in prompted
+        )
+
+
+def rows_of_clips(features: FrameFeatures, rows: list[int], num_objects: int) -> FrameFeatures:
+    """Features of one frame of each clip, for each of these rows."""
+    clips = torch.tensor([row // num_objects for row in rows], device=features.coarse.device)
+    return take_rows(features, clips)
+
+
+def take_rows(features: FrameFeatures, index: Tensor) -> FrameFeatures:
+    """Features of some rows."""
+    *maps, positions = features
+    return FrameFeatures(*(each[index] for each in maps), positions)
+
+
+def join_predictions(parts: list[MaskPrediction], order: list[int]) -> MaskPrediction:
+    """Predictions of groups of rows as one, of rows 0, 1, ...
 
     Args:
-        num_objects: Objects of each clip.
-        points: (rows, points, 2), boxes as two of them.
-        labels: (rows, points).
-        masks: (rows, 1, height, width).
+        parts: Of each group.
+        order: Numbers of the rows in the order of the groups.
     """
-
-    num_objects: int
-    points: Tensor | None = None
-    labels: Tensor | None = None
-    masks: Tensor | None = None
-
-    @classmethod
-    def read(
-        cls,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        masks: Tensor | None,
-    ) -> "ClipPrompts":
-        """Prompts as `forward_clip` takes them, checked."""
-        if (points is None) != (labels is None):
-            raise ValueError("Give points and labels together.")
-        if (masks is None) == (points is None and boxes is None):
-            raise ValueError("Give points, boxes (or both), or masks, on the first frame.")
-        if masks is not None:
-            return cls(masks.shape[1], masks=masks.flatten(0, 1)[:, None])
-        all_points, all_labels = [], []
-        if boxes is not None:
-            corners = boxes.unflatten(-1, (2, 2))
-            all_points.append(corners)
-            all_labels.append(torch.tensor([2, 3], device=boxes.device).expand(corners.shape[:-1]))
-        if points is not None:
-            all_points.append(points)
-            all_labels.append(labels)
-        joined = torch.cat([each.float() for each in all_points], dim=2)
-        return cls(
-            joined.shape[1],
-            joined.flatten(0, 1),
-            torch.cat([each.long() for each in all_labels], dim=2).flatten(0, 1),
+    if len(parts) == 1 and order == sorted(order):
+        return parts[0]
+    most = max(part.all_masks.shape[1] for part in parts)
+    for part in parts:
+        # Where there is one, copies of it change neither which is best nor the mean of all.
+        missing = most - part.all_masks.shape[1]
+        for name in ("all_masks", "all_iou_scores") if missing else ():
+            each = getattr(part, name)
+            last = each[:, -1:].expand(-1, missing, *each.shape[2:])
+            setattr(part, name, torch.cat([each, last], dim=1))
+    index = torch.tensor(order, device=parts[0].pred_masks.device).argsort()
+    return MaskPrediction(
+        *(
+            torch.cat([getattr(part, field.name) for part in parts])[index]
+            for field in fields(MaskPrediction)
         )
+    )
+
+
+def clip_output(
+    steps: list[ClipStep | None], clips: int, num_objects: int, with_features: bool
+) -> EfficientSam3ClipOutput:
+    """What was found frame by frame as it is returned; zeros for objects that had not begun."""
+    first = next(step for step in steps if step is not None)
+
+    def listed(name: str) -> tuple[Tensor, ...]:
+        """(clips, objects, ...) of each frame."""
+        frames = []
+        for step in steps:
+            found = first.get(name) if step is None else step.get(name)
+            rows = [] if step is None else step.rows
+            if len(rows) < clips * num_objects:
+                everyone = found.new_zeros(clips * num_objects, *found.shape[1:])
+                index = torch.tensor(rows, dtype=torch.long, device=found.device)
+                found = everyone.index_copy(0, index, found[: len(rows)])
+            frames.append(found.unflatten(0, (clips, num_objects)))
+        return tuple(frames)
+
+    return EfficientSam3ClipOutput(
+        pred_masks=torch.stack(listed("pred_masks"), dim=1).squeeze(3),
+        iou_scores=torch.stack(listed("iou_scores"), dim=1),
+        object_score_logits=torch.stack(listed("object_score_logits"), dim=1).squeeze(3),
+        object_pointers=torch.stack(listed("object_pointer"), dim=1),
+        all_masks=listed("all_masks"),
+        all_iou_scores=listed("all_iou_scores"),
+        conditioned_features=listed("coarse") if with_features else None,
+    )
 
 
 def forced_rows(
@@ -288,9 +469,3 @@ def forced_rows(
         masks.transpose(1, 2).flatten(0, 1),
         is_forced.repeat_interleave(num_objects, dim=0),
     )
-
-
-def repeat_features(features: FrameFeatures, num_objects: int) -> FrameFeatures:
-    """Features of one frame of each clip, for each of its objects."""
-    *maps, positions = features
-    return FrameFeatures(*(each.repeat_interleave(num_objects, dim=0) for each in maps), positions)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -25,8 +25,8 @@ from .configuration_efficientsam3 import EfficientSam3Config, EfficientSam3Track
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig, tracker_part
 from .from_teacher import FromTeacherMixin
 from .modeling_efficientsam3_vision import fuse_vision_encoder
-from .object_memory import FrameFeatures, FrameMemory, Recollection, TrackedObject
-from .tracker_video_parts import MaskPrediction, MemoryBatch
+from .object_memory import FrameFeatures, FrameMemory, TrackedObject
+from .tracker_video_parts import MaskPrediction, MemoryBatch, pad_recollections
 from .video_session import EfficientSam3VideoSession
 
 
@@ -342,47 +342,6 @@ class EfficientSam3TrackerVideoModel(StrictLoadingMixin, FromTeacherMixin, ClipF
                 if start > frame_idx and obj_id in session.objects
             ]
             yield self(session, frame_idx=frame_idx, reverse=True, object_ids=later)
-
-
-def pad_recollections(
-    each: list[Recollection], no_pointers: Tensor, device: torch.device
-) -> MemoryBatch:
-    """One batch of what objects remember; shorter memories are padded and marked.
-
-    Args:
-        each: What each object remembers.
-        no_pointers: (0, hidden size), for an object that is followed before its first prompt.
-        device: Where the model runs.
-    """
-
-    def padded(rows: list[Tensor]) -> Tensor:
-        return nn.utils.rnn.pad_sequence([row.to(device) for row in rows], batch_first=True)
-
-    def counts(lengths: list[int]) -> Tensor | None:
-        if len(set(lengths)) == 1:
-            return None
-        steps = torch.arange(max(lengths), device=device)
-        return steps < torch.tensor(lengths, device=device)[:, None]
-
-    def offsets(values: list[list[int]]) -> Tensor:
-        return padded([torch.tensor(row, dtype=torch.long) for row in values])
-
-    has_frame = counts([len(one.offsets) for one in each])
-    has_pointer = counts([len(one.pointer_offsets) for one in each])
-    batch = MemoryBatch(
-        features=padded([torch.stack(one.features) for one in each]),
-        offsets=offsets([one.offsets for one in each]),
-        pointers=padded(
-            [torch.stack(one.pointers) if one.pointers else no_pointers for one in each]
-        ),
-        pointer_offsets=offsets([one.pointer_offsets for one in each]),
-    )
-    if has_frame is not None or has_pointer is not None:
-        batch.has_frame = torch.ones_like(batch.offsets, dtype=torch.bool)
-        batch.has_pointer = torch.ones_like(batch.pointer_offsets, dtype=torch.bool)
-        batch.has_frame = batch.has_frame if has_frame is None else has_frame
-        batch.has_pointer = batch.has_pointer if has_pointer is None else has_pointer
-    return batch
 
 
 def own_rows(batch: Tensor, session: EfficientSam3VideoSession) -> list[Tensor]:

@@ -19,7 +19,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_efficientsam3_video import EfficientSam3TrackerVideoConfig
 from .memory_attention import EfficientSam3MemoryAttention
-from .object_memory import FrameFeatures
+from .object_memory import FrameFeatures, Recollection
 from .perceiver_memory import EfficientSam3PerceiverMemory
 
 # Logits of a mask that was given, inside and outside of it: 0 and 1 after a sigmoid.
@@ -57,7 +57,8 @@ class MaskPrediction:
         iou_scores: (rows,): how good that mask is thought to be.
         object_score_logits: (rows, 1): whether the object is in the frame.
         object_pointer: (rows, channels): the object in one vector.
-        all_masks: Logits (rows, masks, height, width) of all candidates.
+        all_masks: Logits (rows, masks, height, width) of all candidates, also where the object is
+            said to be gone and `pred_masks` are therefore empty.
         all_iou_scores: (rows, masks).
     """
 
@@ -253,10 +254,9 @@ class EfficientSam3TrackerVideoParts(Sam3TrackerVideoModel):
         masks, iou_scores, tokens = masks[:, 0], iou_scores[:, 0], tokens[:, 0]
         object_score_logits = object_score_logits[:, 0]  # (rows, 1)
         is_there = object_score_logits > 0
-        masks = torch.where(is_there[..., None, None], masks, NO_OBJ_SCORE)
 
         row, best = torch.arange(rows, device=coarse.device), iou_scores.argmax(dim=-1)
-        pred_masks = masks[row, best][:, None]
+        pred_masks = torch.where(is_there[..., None, None], masks[row, best][:, None], NO_OBJ_SCORE)
         # One token may stand for all candidates.
         token = tokens[row, best if tokens.shape[1] > 1 else 0]
         pointer = torch.where(is_there, self.object_pointer_proj(token), self.no_object_pointer)
@@ -352,6 +352,47 @@ class EfficientSam3TrackerVideoParts(Sam3TrackerVideoModel):
         """Size of the masks that the memory encoder takes."""
         height, width = self.prompt_encoder.mask_input_size
         return 4 * height, 4 * width
+
+
+def pad_recollections(
+    each: list[Recollection], no_pointers: Tensor, device: torch.device
+) -> MemoryBatch:
+    """One batch of what objects remember; shorter memories are padded and marked.
+
+    Args:
+        each: What each object remembers.
+        no_pointers: (0, hidden size), for an object that is followed before its first prompt.
+        device: Where the model runs.
+    """
+
+    def padded(rows: list[Tensor]) -> Tensor:
+        return nn.utils.rnn.pad_sequence([row.to(device) for row in rows], batch_first=True)
+
+    def counts(lengths: list[int]) -> Tensor | None:
+        if len(set(lengths)) == 1:
+            return None
+        steps = torch.arange(max(lengths), device=device)
+        return steps < torch.tensor(lengths, device=device)[:, None]
+
+    def offsets(values: list[list[int]]) -> Tensor:
+        return padded([torch.tensor(row, dtype=torch.long) for row in values])
+
+    has_frame = counts([len(one.offsets) for one in each])
+    has_pointer = counts([len(one.pointer_offsets) for one in each])
+    batch = MemoryBatch(
+        features=padded([torch.stack(one.features) for one in each]),
+        offsets=offsets([one.offsets for one in each]),
+        pointers=padded(
+            [torch.stack(one.pointers) if one.pointers else no_pointers for one in each]
+        ),
+        pointer_offsets=offsets([one.pointer_offsets for one in each]),
+    )
+    if has_frame is not None or has_pointer is not None:
+        batch.has_frame = torch.ones_like(batch.offsets, dtype=torch.bool)
+        batch.has_pointer = torch.ones_like(batch.pointer_offsets, dtype=torch.bool)
+        batch.has_frame = batch.has_frame if has_frame is None else has_frame
+        batch.has_pointer = batch.has_pointer if has_pointer is None else has_pointer
+    return batch
 
 
 def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:

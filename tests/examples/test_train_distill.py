@@ -1,0 +1,248 @@
+"""The one command for every stage, run as users run it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from distillation.worlds import tiny_student, tiny_teacher
+from ranks import run_ranks
+from safetensors.torch import load_file
+from tiny import tiny_config, tiny_video_config, tiny_vision
+
+from efficientsam3_hf import zoo
+from efficientsam3_hf.data.phrases import write_phrases
+from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.distillation.launch import STAGES, explain, prepare
+from efficientsam3_hf.distillation.trainer import last_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "train_distill.py"
+PHRASES = ["a red car", "dog", "two people on a bench", "the small cat left of the sofa"]
+PHRASES += ["window", "green glass bottle", "a white horse", "traffic light"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Folders of a teacher, a student, a configuration alone, and phrases."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_teacher().save(folder / "teacher")
+    tiny_student().save(folder / "student")
+    video = tiny_video_config("perceiver", tiny_vision())
+    zoo.save(tiny_config(tiny_vision(), tracker_video_config=video), folder / "variant")
+    write_phrases(PHRASES, folder / "phrases.txt")
+    return folder
+
+
+def write_config(world: Path, path: Path, **sections) -> Path:
+    content = {
+        "student": str(world / "student"),
+        "teacher": {"name": str(world / "teacher"), "dtype": "float32"},
+        **sections,
+    }
+    defaults = {"logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3}
+    content["training"] = {**defaults, **content["training"]}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def images(world, tmp_path) -> Path:
+    data = {"format": "synthetic", "length": 8, "side": 112, "eval_split": "val", "eval_length": 3}
+    training = {"max_steps": 2, "per_device_train_batch_size": 2, "save_strategy": "no"}
+    return write_config(
+        world, tmp_path / "images.yaml", stage="stage1_image", data=data, training=training
+    )
+
+
+@pytest.fixture
+def texts(world, tmp_path) -> Path:
+    data = {"format": "phrases", "root": str(world / "phrases.txt")}
+    training = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 4}
+    training |= {"ema_decay": 0.9, "freeze_norms": True}
+    return write_config(
+        world, tmp_path / "texts.yaml", stage={"name": "stage1_text"}, data=data, training=training
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def launch(config: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), "--config", str(config), *flags]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it(images, world, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += [str(SCRIPT), "--config", str(images), "--training.output_dir", str(output)]
+
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads((output / "eval_results.json").read_text())["eval_trunk_cosine"] < 1
+    (record,) = json.loads((output / "training_record.json").read_text())
+    assert record["teacher"] == "teacher"
+    assert record["command"].startswith("train_distill.py --config images.yaml")
+    assert str(tmp_path) not in json.dumps(record)
+    trained, before = (load_file(f / "model.safetensors") for f in (output, world / "student"))
+    moved = {name for name in before if not torch.equal(before[name], trained[name])}
+    assert moved
+    assert all(".vision_encoder.backbone." in name for name in moved)
+    assert Family.load(output).has_video
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(texts, tmp_path):
+    start = "import sys; from efficientsam3_hf.distillation.launch import prepare; "
+    start += "prepare(sys.argv[1], sys.argv[2:]).train()"
+    flags = ["--training.max_steps", "2", "--training.save_strategy", "no"]
+    flags += ["--training.optim", "sgd", "--training.learning_rate", "0.1"]
+    flags += ["--data.eval_limit", "5"]
+    alone = prepare(texts, [*flags, "--training.output_dir", str(tmp_path / "one")])
+    pair = [*flags, "--training.output_dir", str(tmp_path / "two")]
+    pair += ["--training.per_device_train_batch_size", "2", "--training.ddp_backend", "gloo"]
+
+    alone.train()
+    run_ranks(start, 2, (str(texts), *pair))
+
+    one, two = (load_file(tmp_path / each / "model.safetensors") for each in ("one", "two"))
+    before = tiny_student().detector.state_dict()
+    moved = 0.0
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
+        if name.startswith("detector_model."):
+            moved += float((tensor - before[name.removeprefix("detector_model.")]).abs().sum())
+    assert moved > 0
+    measured = [
+        json.loads((tmp_path / each / "eval_results.json").read_text()) for each in ("one", "two")
+    ]
+    for name in ("eval_loss", "eval_cosine", "eval_token_error"):  # five phrases by two processes
+        assert measured[0][name] == pytest.approx(measured[1][name], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_been(texts, tmp_path):
+    whole = launch(texts, "--training.output_dir", str(tmp_path / "whole"))
+    victim = launch(texts, "--training.output_dir", str(tmp_path / "killed"))
+    deadline = time.monotonic() + 200
+    while last_checkpoint(tmp_path / "killed") is None and victim.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()  # it did not come to the end
+
+    again = ["--training.resume_from_checkpoint", "true"]
+    finish(launch(texts, "--training.output_dir", str(tmp_path / "killed"), *again))
+    finish(whole)
+
+    for name in ("", "checkpoint-6"):
+        one, two = (
+            load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "killed")
+        )
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_new_student_is_made_from_the_teacher(images, world, tmp_path):
+    flags = ["--student.name", str(world / "variant"), "--student.pretrained_trunk", "false"]
+    run = prepare(images, [*flags, "--training.output_dir", str(tmp_path / "out")])
+
+    assert run.parent is None
+    assert run.student.tracker.config.memory == "perceiver"
+    for part in ("detector.detr_encoder", "tracker.mask_decoder"):
+        kept = run.teacher.models.get_submodule(part).state_dict()
+        assert kept
+        for name, tensor in run.student.get_submodule(part).state_dict().items():
+            assert torch.equal(tensor, kept[name]), name
+    alone = prepare(images, [*flags, "--teacher.tracker", "false"]).student
+    assert alone.tracker is None
+
+
+def test_a_teacher_in_half_precision_leaves_the_student_whole(images, world, tmp_path):
+    flags = ["--student.name", str(world / "variant"), "--student.pretrained_trunk", "false"]
+    flags += ["--teacher.dtype", "bfloat16", "--training.output_dir", str(tmp_path / "out")]
+    run = prepare(images, flags)
+
+    exact = tiny_teacher().detector.detr_encoder.state_dict()
+    for name, tensor in run.student.detector.detr_encoder.state_dict().items():
+        assert torch.equal(tensor, exact[name]), name
+    run.trainer.train()
+    assert run.teacher.detector.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stage", "stage1_imag"], r"'stage1_imag' is no stage. Did you mean 'stage1_image'\?"),
+        (["--trainin.max_steps", "3"], r"Did you mean 'training'\?"),
+        (["--training.max_step", "3"], r"'max_step' is no setting of training. Did you mean"),
+        (["--data.rot", "x"], r"'rot' is no setting of data. Did you mean 'root'\?"),
+        (["--data.format", "cocoa"], r"'cocoa' is no format of pictures. Did you mean 'coco'\?"),
+        (["--data.augment", "much"], "none of none, flip, all"),
+        (["--training.max_steps", "many"], "Section training: .*max_steps"),
+        (["--student", ""], "Say what to train"),
+        (["--student", "efficientsam3-tinyvit-xs"], "efficientsam3-tinyvit"),
+        (["--data.streaming", "true", "--data.limit", "3"], "choose a fraction"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_that_helps(images, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        _ = prepare(images, [*flags, "--training.output_dir", str(tmp_path)]).trainer
+
+
+def test_a_wrong_key_of_a_file_is_an_error_that_helps(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("stage: stage1_text\nstudnet: x\n")
+
+    with pytest.raises(ValueError, match=r"'studnet' is no section .* Did you mean 'student'\?"):
+        prepare(path)
+
+
+def test_a_flag_goes_before_the_file(images):
+    run = prepare(images, ["--training.learning_rate", "0.5", "--data.scale", "1", "2"])
+
+    assert run.training.learning_rate == 0.5
+    assert run.training.max_steps == 2
+    assert run.data.scale == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("stage", [None, *STAGES])
+def test_help_names_every_setting(stage):
+    text = " ".join(explain(stage).split())
+
+    assert "--student.pretrained_trunk (True)" in text
+    assert "--data.augment ('all')" in text
+    assert "--training.ema_decay (0.0)" in text
+    assert ("--training.targets" in text) == (stage in ("stage1_image", "stage1_prompts"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=str)
+def test_the_configurations_that_come_along_are_read(path, tmp_path):
+    flags = ["--training.output_dir", str(tmp_path), "--training.use_cpu", "true"]
+
+    run = prepare(path, flags)
+
+    name = run.student_settings.name
+    assert name in zoo.names() or name.startswith("outputs/stage1_image_")
+    assert run.data.for_evaluation() is not None
+    metric = run.training.metric_for_best_model
+    assert metric is None or run.training.eval_strategy == run.training.save_strategy
