@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efficientsam3_hf import zoo
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.stage3_concepts import (
     ConceptTrainer,
     ConceptTrainingArguments,
 )
+from efficientsam3_hf.models.prompts import VISUAL_PHRASE
 
+from .timekeeper import PastMixin
 from .world import ATTRIBUTES
 
 NUM_WORDS = len(ATTRIBUTES)
@@ -24,6 +27,7 @@ BOX_CHANNELS = slice(NUM_WORDS, NUM_WORDS + 4)
 BOX_SCALE = 4.0
 # The channel of the DETR encoder's tokens that says whether they are of what the phrase names.
 NAMED_CHANNEL = NUM_WORDS + 4
+WHERE = ("words", "places", "named")
 
 
 @dataclass
@@ -34,14 +38,16 @@ class LessonArguments(ConceptTrainingArguments):
         warm_up: Steps in which the vision encoder alone learns what is where.
         naming: Steps after these in which it and the DETR encoder learn what phrases name.
         where_weight: Weight of both once the detector learns, in units of their weight before.
+        exemplars_every: Of so many steps of the detector, one is of exemplar boxes; 0 for none.
     """
 
     warm_up: int = field(default=0, metadata={"help": "Steps of the vision encoder alone."})
     naming: int = field(default=0, metadata={"help": "Then, of the two encoders alone."})
     where_weight: float = field(default=1.0, metadata={"help": "Of what is where, afterwards."})
+    exemplars_every: int = field(default=0, metadata={"help": "Steps from one with boxes on."})
 
 
-class LessonTrainer(ConceptTrainer):
+class LessonTrainer(PastMixin, ConceptTrainer):
     """Stage 3 without a teacher, with words and boxes for each place of the maps beside it."""
 
     stage = "miniature teacher"
@@ -53,8 +59,8 @@ class LessonTrainer(ConceptTrainer):
         super().__init__(model, args, **kwargs)
         self.units |= {"words": "samples", "places": "samples", "named": "prompts"}
         self.factors |= {"words": 20.0, "places": 10.0, "named": 20.0}
-        # Of training, those before a stop included, and steps of the run that it was started from.
-        self.minutes, self.past_steps = 0.0, 0
+        processor = zoo.processor(model.configuration)
+        self.visual_ids = processor(text=VISUAL_PHRASE)["input_ids"][0]
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: Any
@@ -66,7 +72,7 @@ class LessonTrainer(ConceptTrainer):
         terms = where_terms(seen.fpn_hidden_states[:3], inputs["words"], inputs["boxes"])
         if self.steps < self.args.warm_up:
             return terms
-        detector = student.detector
+        detector, inputs = student.detector, self.ask(inputs)
         text = detector.get_text_features(
             inputs["input_ids"], inputs["attention_mask"], return_dict=True
         )
@@ -84,29 +90,48 @@ class LessonTrainer(ConceptTrainer):
             answers: Any = detector(
                 vision_embeds=seen,
                 text_embeds=text,
+                input_boxes=inputs.get("input_boxes"),
                 image_indices=inputs["image_indices"],
                 labels=inputs["labels"],
                 loss_counts={"boxes": 1, "prompts": 1},
                 return_dict=True,
             )
         terms["named"] = named_loss(encoder.output.last_hidden_state, inputs["labels"])
-        terms = {name: self.args.where_weight * term for name, term in terms.items()}
         return {**answers.loss_dict, **terms}
 
-    @property
-    def steps(self) -> int:
-        """Done in all."""
-        return self.past_steps + self.state.global_step
+    def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
+        """Of what is asked in this step."""
+        return super().count(self.ask(inputs))
 
-    def extra_state(self) -> dict[str, float]:
-        """With the minutes and steps that it took."""
-        past = {"minutes": self.minutes, "steps": self.steps, "past_steps": self.past_steps}
-        return {**super().extra_state(), **past}
+    def ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Phrases, or in some steps those that name something, each with a box of what it names.
 
-    def load_extra_state(self, state: Mapping[str, float]) -> None:
-        """Go on counting."""
-        super().load_extra_state(state)
-        self.minutes, self.past_steps = state["minutes"], int(state["past_steps"])
+        Where the phrase says both colour and shape, the box does alone: it shows no less.
+        """
+        every, learned = self.args.exemplars_every, self.args.warm_up + self.args.naming
+        rows = [row for row, label in enumerate(inputs["labels"]) if len(label["boxes"])]
+        if "words" not in inputs or not every or self.steps < learned or self.steps % every:
+            return inputs
+        labels = [inputs["labels"][row] for row in rows]
+        phrases = [label["phrase"].split() for label in labels]
+        says_all = torch.tensor([len(words) > 1 and words[-1] != "object" for words in phrases])
+        ids = inputs["input_ids"][rows].clone()
+        ids[says_all] = self.visual_ids.to(ids)
+        return {
+            **inputs,
+            "input_ids": ids,
+            "attention_mask": (ids != 0).to(inputs["attention_mask"]),
+            "input_boxes": torch.stack([label["boxes"][:1] for label in labels]).to(ids.device),
+            "image_indices": inputs["image_indices"][rows],
+            "labels": labels,
+        }
+
+    def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Once the detector learns, more weight for what the encoders have learned before."""
+        if "class" not in terms:
+            return terms
+        weight = self.args.where_weight
+        return {name: term * weight if name in WHERE else term for name, term in terms.items()}
 
 
 class KeptOutput:

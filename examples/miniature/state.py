@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,8 +21,6 @@ from safetensors.torch import load_file, save_file
 from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.trainer import EXTRA_FILE, last_checkpoint
-
-from .lessons import LessonTrainer
 
 WEIGHTS, AVERAGE = "weights.", "average."
 
@@ -45,8 +44,15 @@ def export_state(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     save_file(tensors, os.fspath(path), metadata=metadata)
 
 
-def import_state(trainer: LessonTrainer, path: str | os.PathLike) -> None:
-    """Put a trainer where `export_state` left another one."""
+def import_state(trainer: Any, path: str | os.PathLike, is_trunk: bool = False) -> None:
+    """Put a trainer where `export_state` left another one.
+
+    Args:
+        trainer: With a `PastMixin`.
+        path: Of the file.
+        is_trunk: Whether the file is a concept model's alone, beside which a tracker begins with
+            the neck that is there; its minutes and steps are not the tracker's.
+    """
     with safe_open(os.fspath(path), "pt") as file:
         metadata = file.metadata()
     stored = load_file(os.fspath(path))
@@ -58,6 +64,20 @@ def import_state(trainer: LessonTrainer, path: str | os.PathLike) -> None:
         }
         for prefix in (WEIGHTS, AVERAGE)
     ]
+    if is_trunk:  # averaged weights are what a tracker will see
+        trainer.family.detector.load_state_dict(
+            {
+                name.removeprefix("detector."): value
+                for name, value in {**parts[0], **parts[1]}.items()
+            },
+            strict=False,
+        )
+        neck = trainer.family.detector.vision_encoder.neck.state_dict()
+        trainer.family.tracker.vision_encoder.neck.load_state_dict(neck)
+        trainer.average.weights = {
+            name: tensor.detach().clone() for name, tensor in trainer.average.followed().items()
+        }
+        return
     trainer.family.load_state_dict(parts[0], strict=False)
     if trainer.average is not None:
         trainer.average.weights = {

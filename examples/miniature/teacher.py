@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam3Config, Sam3Model
 
-from efficientsam3_hf import EfficientSam3Config, EfficientSam3Model
+from efficientsam3_hf import (
+    EfficientSam3Config,
+    EfficientSam3Model,
+    EfficientSam3TrackerVideoConfig,
+    EfficientSam3TrackerVideoModel,
+)
+from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.tokenizer import FIRST_TOKENS, LAST_TOKENS
 
 from .world import SIDE, WORDS
@@ -88,6 +94,32 @@ def teacher_config() -> EfficientSam3Config:
     )
 
 
+def tracker_config() -> EfficientSam3TrackerVideoConfig:
+    """The tracker, with SAM 3's own memory."""
+    return EfficientSam3TrackerVideoConfig(
+        vision_config=vision_config(),
+        prompt_encoder_config={"hidden_size": WIDTH},
+        mask_decoder_config={
+            "hidden_size": WIDTH,
+            "mlp_dim": 2 * WIDTH,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": WIDTH,
+        },
+        memory="dense",
+        memory_attention_hidden_size=WIDTH,
+        memory_attention_num_layers=2,
+        memory_attention_feed_forward_hidden_size=2 * WIDTH,
+        memory_attention_dropout=0.0,
+        memory_attention_rope_dropout=0.0,
+        memory_encoder_hidden_size=WIDTH,
+        memory_encoder_output_channels=WIDTH,
+        mask_downsampler_embed_dim=WIDTH,
+        memory_fuser_embed_dim=WIDTH,
+        memory_fuser_intermediate_dim=2 * WIDTH,
+        memory_fuser_layer_scale_init_value=0.1,
+    )
+
+
 def new_teacher(seed: int = 0) -> EfficientSam3Model:
     """A teacher that has learned nothing yet."""
     torch.manual_seed(seed)
@@ -97,6 +129,16 @@ def new_teacher(seed: int = 0) -> EfficientSam3Model:
     lay_out_positions(model)
     model.detr_decoder.init_local_box_bias()
     return model
+
+
+def with_tracker(model: EfficientSam3Model, seed: int = 0) -> Family:
+    """A teacher and beside it a tracker that has learned nothing yet."""
+    torch.manual_seed(seed)
+    tracker = EfficientSam3TrackerVideoModel(tracker_config())
+    scale_to_fan_in(tracker)
+    neck = model.vision_encoder.neck.state_dict()  # a good place to begin
+    tracker.vision_encoder.neck.load_state_dict(neck)
+    return Family(model, tracker)
 
 
 def as_transformers(model: EfficientSam3Model) -> Sam3Model:

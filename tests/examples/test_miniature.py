@@ -123,7 +123,18 @@ def test_transformers_gives_the_same_outputs_with_the_same_weights(teacher: Effi
 
 def options(folder: Path, *more: str) -> list[str]:
     few = ["--batch", "2", "--held-out", "2", "--workers", "0", "--cpu", "--minutes", "100"]
-    return ["--folder", str(folder), *few, "--warm-up", "1", "--naming", "2", "--rate-warm-up", "2", *more]
+    return [
+        "--folder",
+        str(folder),
+        *few,
+        "--warm-up",
+        "1",
+        "--naming",
+        "2",
+        "--rate-warm-up",
+        "2",
+        *more,
+    ]
 
 
 def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):

@@ -116,7 +116,8 @@ class MemoryDistillationArguments(DistillationArguments):
 class MemoryDistillationTrainer(DistillationTrainer):
     """Trains the memory of a tracker on clips: on its teacher's answers, and on annotations.
 
-    Frames that nobody annotated count for the teacher's terms alone.
+    Frames that nobody annotated count for the teacher's terms alone. Without a teacher there are
+    annotations alone, and it is them that are remembered at first: plain training.
     """
 
     stage = "stage 2: memory"
@@ -150,7 +151,10 @@ class MemoryDistillationTrainer(DistillationTrainer):
 
     def __init__(self, model: Family, args: MemoryDistillationArguments, **kwargs: Any):
         check_video("student", model)
-        check_video("teacher", kwargs.get("teacher"))
+        if kwargs.get("teacher") is None:
+            args.forcing = "truth"
+        else:
+            check_video("teacher", kwargs["teacher"])
         weights = [name for name, _ in model.named_parameters()]
         self.trained_parts = [
             part for part in MEMORY_PARTS if fnmatch.filter(weights, PARTS.get(part, part))
@@ -191,7 +195,7 @@ class MemoryDistillationTrainer(DistillationTrainer):
         return max(0.0, 1 - self.state.global_step / forced_steps)
 
     def forced_masks(
-        self, inputs: Mapping[str, Any], taught: EfficientSam3ClipOutput, truth: Tensor
+        self, inputs: Mapping[str, Any], taught: EfficientSam3ClipOutput | None, truth: Tensor
     ) -> dict[str, Tensor]:
         """Masks to be remembered, and in which frames, for `forward_clip`."""
         probability, labels = self.forcing_probability(), inputs["labels"]
@@ -203,12 +207,12 @@ class MemoryDistillationTrainer(DistillationTrainer):
             for label in labels
         ]
         is_forced = torch.stack([torch.from_numpy(each) < probability for each in draws])
-        masks = taught.pred_masks
-        if self.args.forcing == "truth":
+        if taught is None or self.args.forcing == "truth":
             is_forced &= torch.stack([label["is_annotated"].cpu() for label in labels])
             masks = truth.unflatten(0, (len(labels), -1)).transpose(1, 2)
         else:
-            masks = masks.float().sigmoid()
+            logits: Any = taught.pred_masks
+            masks = logits.float().sigmoid()
         return {"memory_masks": masks, "is_forced": is_forced}
 
     # One step.
@@ -221,8 +225,10 @@ class MemoryDistillationTrainer(DistillationTrainer):
             **{name: int(flags.sum()) for name, flags in counted.items()},
         }
 
-    def teacher_step(self, inputs: Mapping[str, Any]) -> list[FrameFeatures]:
+    def teacher_step(self, inputs: Mapping[str, Any]) -> list[FrameFeatures] | None:
         """What the teacher sees in each frame. What it answers depends on corrections."""
+        if self.teacher is None:
+            return None
         tokens = self.cached(inputs)
         if tokens is not None:
             frames = clip_frames(tokens, len(inputs["labels"]))
@@ -231,7 +237,7 @@ class MemoryDistillationTrainer(DistillationTrainer):
         return self.teacher(encode, inputs.get("teacher_pixel_values", inputs["pixel_values"]))
 
     def student_step(
-        self, student: Family, inputs: Mapping[str, Any], targets: list[FrameFeatures]
+        self, student: Family, inputs: Mapping[str, Any], targets: list[FrameFeatures] | None
     ) -> dict[str, Tensor]:
         """Loss terms of the objects of a batch, frame by frame."""
         labels, plan = inputs["labels"], self.plan(inputs)
@@ -243,14 +249,18 @@ class MemoryDistillationTrainer(DistillationTrainer):
             if any(asked.corrections for _, _, asked in plan.rows()):
                 said = follow(student, frames, prompts, plan)
                 prompts = prompts + correcting_clicks(plan, labels, truth, said_masks(said, truth))
-            taught = self.teacher(follow, targets, prompts, plan, output_conditioned_features=True)
+            taught = None
+            if targets is not None:
+                taught = self.teacher(
+                    follow, targets, prompts, plan, output_conditioned_features=True
+                )
         said = follow(
             student,
             frames,
             prompts,
             plan,
             gradient_frames=len(frames) - constant,
-            output_conditioned_features=True,
+            output_conditioned_features=taught is not None,
             **self.forced_masks(inputs, taught, truth),
         )
         counted = counted_frames(plan, labels, constant)
@@ -260,11 +270,11 @@ class MemoryDistillationTrainer(DistillationTrainer):
         sums: dict[str, Any] = dict.fromkeys(self.units, nothing)
         for time in range(constant, len(frames)):
             at = {name: flags[:, time].nonzero()[:, 0] for name, flags in counted.items()}
-            for terms in (
-                memory_terms(said, taught, time, at),
-                teacher_terms(said, taught, time, at["predicted"]),
-                self.truth_terms(said, truth[:, time], counted, time, at),
-            ):
+            of_frame = [self.truth_terms(said, truth[:, time], counted, time, at)]
+            if taught is not None:
+                of_frame.append(memory_terms(said, taught, time, at))
+                of_frame.append(teacher_terms(said, taught, time, at["predicted"]))
+            for terms in of_frame:
                 sums = {name: total + terms.get(name, 0.0) for name, total in sums.items()}
         return sums
 
@@ -313,20 +323,22 @@ class MemoryDistillationTrainer(DistillationTrainer):
         return outcome
 
     def score(
-        self, student: Family, inputs: Mapping[str, Any], targets: list[FrameFeatures]
+        self, student: Family, inputs: Mapping[str, Any], targets: list[FrameFeatures] | None
     ) -> list[dict[str, float]]:
-        """J and F of each object, given where it is first seen; the teacher's beside them."""
+        """J and F of each object, given where it is first seen; any teacher's beside them."""
         labels, plan = inputs["labels"], self.score_plan(inputs)
         prompts = first_prompts(plan, labels, jitter=0.0)
         names = {
             row: (labels[clip]["source_id"], labels[clip]["frame_indices"][0], asked.number)
             for row, clip, asked in plan.rows()
         }
-        if self.scores_teacher:
+        if self.scores_teacher and targets is not None:
             theirs = score_rows(self.teacher(follow, targets, prompts, plan), plan, labels)
             self.teacher_scores |= {names[row]: scores for row, scores in theirs.items()}
         frames = encode(student, inputs["pixel_values"])
         ours = score_rows(follow(student, frames, prompts, plan), plan, labels)
+        if targets is None:
+            return [scores for scores in ours.values() if scores is not None]
         records = []
         for row, scores in ours.items():
             beside = self.teacher_scores[names[row]]
@@ -342,18 +354,20 @@ class MemoryDistillationTrainer(DistillationTrainer):
     def summarize(self, records: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """J, F and J&F of student and teacher."""
         units = stack(records)
+        if self.teacher is None:
+            return summarize(units)
         theirs = {name: units.pop(f"teacher_{name}") for name in ("J", "F")}
         teacher = {f"teacher_{name}": value for name, value in summarize(theirs).items()}
         return summarize(units) | teacher
 
     def draw(self, student: Family, batch: Mapping[str, Any]) -> dict[str, Image.Image]:
-        """Frames of each clip, above with the teacher's masks, below with the student's."""
+        """Frames of each clip, above with any teacher's masks, below with the student's."""
         labels, plan = batch["labels"], self.score_plan(batch)
         pixels, prompts = batch["pixel_values"], first_prompts(plan, labels, jitter=0.0)
-        masks = [
-            self.teacher(follow, self.teacher_step(batch), prompts, plan).pred_masks,
-            follow(student, encode(student, pixels), prompts, plan).pred_masks,
-        ]
+        masks = [follow(student, encode(student, pixels), prompts, plan).pred_masks]
+        if self.teacher is not None:
+            seen = self.teacher_step(batch)
+            masks.insert(0, self.teacher(follow, seen, prompts, plan).pred_masks)
         length = pixels.shape[1]
         shown = sorted(
             {round(step * (length - 1) / (MOST_DRAWN - 1)) for step in range(MOST_DRAWN)}
