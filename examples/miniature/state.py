@@ -25,6 +25,15 @@ from efficientsam3_hf.distillation.trainer import EXTRA_FILE, last_checkpoint
 WEIGHTS, AVERAGE = "weights.", "average."
 
 
+def minutes_of(folder: str | os.PathLike) -> float:
+    """How long the run in a folder has trained so far."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return 0.0
+    past = json.loads((Path(checkpoint) / EXTRA_FILE).read_text(encoding="utf-8"))
+    return float(past["minutes"])
+
+
 def export_state(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     """Write the last checkpoint of a folder into one file."""
     checkpoint = last_checkpoint(folder)

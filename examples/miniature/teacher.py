@@ -1,10 +1,17 @@
 """A SAM 3 of a million and a half parameters, and weights that it learns from scratch with."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Sam3Config, Sam3Model
+from transformers import (
+    Sam3Config,
+    Sam3Model,
+    Sam3TrackerVideoConfig,
+    Sam3VideoConfig,
+    Sam3VideoModel,
+)
 
 from efficientsam3_hf import (
     EfficientSam3Config,
@@ -13,14 +20,14 @@ from efficientsam3_hf import (
     EfficientSam3TrackerVideoModel,
 )
 from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.models.checkpoint_layout import join_weights
 from efficientsam3_hf.tokenizer import FIRST_TOKENS, LAST_TOKENS
 
 from .world import SIDE, WORDS
 
 PATCH = 12
 GRID = SIDE // PATCH
-# transformers' tracker has memories of 64 channels whatever its configuration says, and cuts
-# pointers to objects into as many.
+# transformers' tracker has memories of 64 channels whatever its configuration says.
 WIDTH = 64
 VIT_WIDTH = 128
 ANCHORS = 5  # in a row of queries
@@ -148,6 +155,29 @@ def as_transformers(model: EfficientSam3Model) -> Sam3Model:
         Sam3Config(**{name: config[name] for name in Sam3Config.sub_configs_defaults})
     )
     stock.load_state_dict(model.state_dict())
+    return stock.eval()
+
+
+def video_as_transformers(family: Family) -> Sam3VideoModel:
+    """Teacher and tracker as the class of transformers that has both."""
+    detector: Any = as_transformers(family.detector).config
+    tracker = family.tracker.config.to_dict()
+    left_out = ("memory", "model_type", "auto_map")
+    tracker = {
+        name: value
+        for name, value in tracker.items()
+        if not name.startswith("perceiver") and name not in left_out
+    }
+    tracker |= {"image_size": SIDE, "memory_attention_rope_feat_sizes": [GRID, GRID]}
+    stock = Sam3VideoModel(
+        Sam3VideoConfig(
+            detector_config=detector.to_dict(),
+            tracker_config=Sam3TrackerVideoConfig(**tracker).to_dict(),
+            low_res_mask_size=4 * GRID,
+        )
+    )
+    weights = join_weights(family.detector.state_dict(), family.tracker.state_dict())
+    stock.load_state_dict(weights)
     return stock.eval()
 
 

@@ -41,7 +41,7 @@ class Timekeeper(TrainerCallback):
 
     Args:
         trainer: With a `PastMixin`.
-        minutes: To train, those before a stop not counted in.
+        minutes: To train in all, those before a stop counted in.
         every: Minutes from one checkpoint to the next.
         score: Gives the numbers of a line, of the averaged weights.
         terms: Of the loss, to be in a line.
@@ -57,18 +57,18 @@ class Timekeeper(TrainerCallback):
     ):
         self.trainer, self.score, self.terms = trainer, score, terms
         self.minutes, self.every = minutes, every
-        self.began = self.saved = time.monotonic()
+        self.saved = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Start the clock."""
-        self.began = self.saved = time.monotonic()
+        self.saved = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Look at the clock."""
-        now = time.monotonic()
-        is_over = now - self.began >= 60 * self.minutes
-        if is_over or state.global_step >= state.max_steps or now - self.saved >= 60 * self.every:
-            self.trainer.minutes += (now - self.saved) / 60
+        passed = (time.monotonic() - self.saved) / 60
+        is_over = self.trainer.minutes + passed >= self.minutes
+        if is_over or state.global_step >= state.max_steps or passed >= self.every:
+            self.trainer.minutes += passed
             control.should_save = True
             control.should_training_stop |= is_over
 
@@ -97,7 +97,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options of all runs."""
     parser.add_argument("--folder", required=True, help="where checkpoints and the log go")
     parser.add_argument("--start", help="file of `state.py` to go on from, in a new folder")
-    parser.add_argument("--minutes", type=float, default=120.0, help="to train, this time")
+    parser.add_argument("--minutes", type=float, default=120.0, help="to train, in all")
     parser.add_argument("--steps", type=int, default=1_000_000, help="to train, in all")
     parser.add_argument("--every", type=float, default=5.0, help="minutes between checkpoints")
     parser.add_argument("--batch", type=int, default=8)

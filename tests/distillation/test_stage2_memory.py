@@ -31,7 +31,11 @@ from efficientsam3_hf.distillation.clip_prompts import first_prompts, to_pixels
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.feature_losses import whitened_error
 from efficientsam3_hf.distillation.launch import prepare
-from efficientsam3_hf.distillation.stage2_memory import MemoryDistillationTrainer
+from efficientsam3_hf.distillation.pictures import SIDE
+from efficientsam3_hf.distillation.stage2_memory import (
+    MemoryDistillationArguments,
+    MemoryDistillationTrainer,
+)
 from efficientsam3_hf.distillation.teacher import frame_features
 from efficientsam3_hf.models.clip_forward import ClipPrompts
 
@@ -511,6 +515,38 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
 def test_settings_that_cannot_be_are_errors(tmp_path: Path, fields: dict, message: str):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **fields)
+
+
+def test_without_a_teacher_there_are_annotations_alone(tmp_path):
+    student = heir(tiny_teacher())
+    made = MemoryDistillationTrainer(
+        student,
+        MemoryDistillationArguments(
+            str(tmp_path),
+            use_cpu=True,
+            disable_tqdm=True,
+            max_steps=8,
+            learning_rate=3e-3,
+            lr_scheduler_type="constant",
+            forcing_share=0.5,
+        ),
+        train_dataset=clips(),
+        eval_dataset=clips(2, "val"),
+        data_collator=collator(student.detector.config.image_size),
+    )
+    taught = ("features", "pointers", "teacher_masks", "teacher_object")
+    before = made.evaluate(clips())
+
+    made.train()
+
+    after = made.evaluate(clips())
+    assert after["eval_loss"] < before["eval_loss"]
+    assert all(after[f"eval_{name}"] == 0 for name in taught)
+    assert 0 <= after["eval_J&F"] <= 1
+    assert "eval_teacher_J&F" not in after
+    masks = made.forced_masks(batch(0, 1), None, torch.ones(4, FRAMES, 8, 8))
+    assert masks == {}  # by now its own are remembered
+    assert made.draw(student, batch(0))["clip_0"].height == SIDE
 
 
 def test_models_without_video_are_errors(tmp_path):
