@@ -261,7 +261,9 @@ def test_transformers_takes_clicks_with_the_same_weights(teacher: EfficientSam3M
     family = with_tracker(teacher).eval()
     stock = video_as_transformers(family)  # which loads every weight
     picture = clips(1, "val", 1)[0].frames[0]
-    pixels = zoo.processor(teacher.config).image_processor(picture)["pixel_values"]
+    pixels = zoo.processor(teacher.config).image_processor(picture, return_tensors="pt")[
+        "pixel_values"
+    ]
     point, label = torch.tensor([[60.0, 60.0]]), torch.tensor([1])
     ours = EfficientSam3VideoSession(pixels, SIDE, SIDE)
     ours.add_points(1, 0, point, label)
