@@ -216,7 +216,7 @@ def objects_of(sample: ImageSample) -> list[tuple[Any, Instance]]:
 
 
 def promptable(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box clipped to the image, and at least a pixel high and wide.
+    """A box clipped to the image; a pixel high or wide where nothing of it would be left.
 
     >>> promptable((5, 5, 5, 9), (10, 10))
     (5.0, 5.0, 6.0, 9.0)
