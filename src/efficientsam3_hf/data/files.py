@@ -1,9 +1,15 @@
-"""Files of a dataset, on disk or at any address that fsspec opens, such as `hf://datasets/...`."""
+"""Files of a dataset, on disk or at any address that fsspec opens.
+
+hf://datasets/NAME/REPOSITORY              on the Hub
+tar://sav_val::/data/sav_val.tar           a folder in a tar or zip, as it is
+zip://DAVIS::hf://datasets/.../DAVIS.zip   likewise, far away
+"""
 
 import fnmatch
 import io
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +28,37 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def join(folder: str | os.PathLike, *names: str) -> str:
-    """A path or address below a folder."""
+    """A path or address below a folder.
+
+    >>> join("tar://sav_val::/data/sav_val.tar", "sav_val.txt")
+    'tar://sav_val/sav_val.txt::/data/sav_val.tar'
+    """
     if is_remote(folder):
-        return "/".join([str(folder).rstrip("/"), *names])
+        inner, *archive = str(folder).split("::", 1)
+        return "::".join(["/".join([inner.rstrip("/"), *names]), *archive])
     return str(Path(folder, *names))
+
+
+def find(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it."""
+    if "::" not in address:
+        return fsspec.core.url_to_fs(address)
+    inner, archive = address.split("::", 1)
+    kind, path = inner.split("://", 1)
+    return open_archive(kind, archive, os.getpid()), path
+
+
+@lru_cache(maxsize=4)
+def open_archive(kind: str, archive: str, process: int) -> Any:
+    """What is in a tar or zip, whose index is read once.
+
+    Args:
+        kind: "tar", "zip" or another of fsspec's.
+        archive: Path or address.
+        process: That reads it: a file that is open may not be shared with another.
+    """
+    filesystem, _ = fsspec.core.url_to_fs(f"{kind}://::{archive}")
+    return filesystem
 
 
 def open_file(path: str, from_end_to_end: bool = False) -> Any:
@@ -37,7 +70,7 @@ def open_file(path: str, from_end_to_end: bool = False) -> Any:
             address in larger pieces, since each costs a round trip.
     """
     if is_remote(path):
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = find(path)
         options = {"block_size": LARGE_PIECE} if from_end_to_end else {}
         return filesystem.open(inner, "rb", **options)
     return open(path, "rb")
@@ -62,7 +95,7 @@ def read_json(path: str) -> Any:
 def exists(path: str) -> bool:
     """Whether there is such a file or folder."""
     if is_remote(path):
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = find(path)
         return filesystem.exists(inner)
     return os.path.exists(path)
 
@@ -70,7 +103,7 @@ def exists(path: str) -> bool:
 def list_names(folder: str, pattern: str = "*") -> list[str]:
     """Names of the files and folders in a folder that fit a pattern, sorted."""
     if is_remote(folder):
-        filesystem, inner = fsspec.core.url_to_fs(folder)
+        filesystem, inner = find(folder)
         names = [path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False)]
     else:
         names = [entry.name for entry in os.scandir(folder)]
@@ -80,7 +113,12 @@ def list_names(folder: str, pattern: str = "*") -> list[str]:
 def list_below(folder: str, pattern: str) -> list[str]:
     """Paths of the files in a folder and all below it whose names fit a pattern, sorted."""
     if is_remote(folder):
-        filesystem, inner = fsspec.core.url_to_fs(folder)
+        if "::" in folder:
+            raise ValueError(
+                f"{folder} cannot be searched: only formats that say where each file is are read "
+                "out of an archive. Extract it."
+            )
+        filesystem, inner = find(folder)
         found = [filesystem.unstrip_protocol(path) for path in filesystem.find(inner)]
         return sorted(path for path in found if fnmatch.fnmatch(path.rsplit("/", 1)[-1], pattern))
     found = []
@@ -96,7 +134,7 @@ def local_path(path: str) -> str:
     """
     if not is_remote(path):
         return path
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = find(path)
     if isinstance(filesystem, HfFileSystem):
         place: Any = filesystem.resolve_path(inner)
         if getattr(place, "repo_id", None):  # what has none is a bucket
