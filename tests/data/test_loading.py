@@ -1,6 +1,5 @@
 """Order, subsets, shares and resumption of records."""
 
-import json
 import pickle
 import sys
 
