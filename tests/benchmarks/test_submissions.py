@@ -124,7 +124,7 @@ def test_subsets_are_averaged_unweighted(run, tmp_path, monkeypatch):
     assert one != two
     assert mean == pytest.approx((one + two) / 2)
     assert [each.dataset for each in result.headline] == ["SA-Co/Gold"] * 3
-    assert (result.folder / "unitsone.npz").is_file()
+    assert (result.folder / "units-one.npz").is_file()
 
 
 def test_detections_score_by_pycocotools_to_the_reported_numbers(run, tmp_path, monkeypatch):

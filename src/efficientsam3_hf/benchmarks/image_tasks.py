@@ -65,6 +65,7 @@ class ClickTask(Task):
     job = "objects"
     formats = WITH_INSTANCES
     kind = "mask-generation"
+    options = ("batch_size", "clicks")
     clicks = 5
 
     @property

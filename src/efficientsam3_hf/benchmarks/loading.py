@@ -58,6 +58,14 @@ JOBS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
+# Files beside the weights that change what a model says.
+SETTINGS = (
+    "config.json",
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
+
+
 @dataclass
 class Loaded:
     """A model that is ready to run.
@@ -169,5 +177,6 @@ def fingerprint(name: str) -> str:
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         status = path.stat()
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    digest.update((folder / "config.json").read_bytes())
+    for path in (folder / name for name in SETTINGS if (folder / name).is_file()):
+        digest.update(path.read_bytes())
     return digest.hexdigest()

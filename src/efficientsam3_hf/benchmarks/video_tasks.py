@@ -43,6 +43,7 @@ class VosTask(Task):
     formats = tuple(RULES)
     metrics = ("J&F", "J&F_dot", "J", "F", "F_dot", "G")
     kind = "video-object-segmentation"
+    options = ()
     batch_size = 1
 
     def run(
