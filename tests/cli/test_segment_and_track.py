@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from efficientsam3_hf.data import track_writers, video
 from efficientsam3_hf.data.masks_rle import decode_rle
 from efficientsam3_hf.data.video import open_video
 
@@ -95,6 +96,34 @@ def test_track_follows_what_is_pointed_at(
     assert {record["object_id"] for record in records} == set(objects)
 
 
+@pytest.mark.parametrize("prompt", [["--box", "5,5,40,40"], ["--text", "dog"]])
+def test_track_writes_each_frame_before_the_next_is_read(
+    prompt, command, clip, ours, tmp_path, monkeypatch
+):
+    read: list[int] = []
+    ahead: list[int] = []
+    frames_of = video.PicturesVideo.frames
+
+    def frames(self):
+        for frame in frames_of(self):
+            read.append(frame.index)
+            yield frame
+
+    class Spy:
+        def write(self, result, pixels):
+            ahead.append(len(read) - result.frame_index)
+
+    monkeypatch.setattr(video.PicturesVideo, "frames", frames)
+    monkeypatch.setattr(track_writers, "open_writers", lambda *arguments: [Spy()])
+
+    ran = command("track", clip, "-m", ours, *prompt, "-o", tmp_path / "tracks.mp4", *CPU)
+
+    assert ran.code == 0, ran.err
+    assert len(ahead) == len(read) == 4
+    if "--box" in prompt:
+        assert ahead == [1] * 4  # concepts may wait until they are confirmed
+
+
 @pytest.mark.parametrize(
     ("family", "prompt"),
     [
@@ -134,6 +163,7 @@ def test_track_follows_concepts(family, prompt, command, clip, request, tmp_path
         (["track", "nowhere.mp4", "-m", "OURS", "-t", "dog"], "no video nowhere.mp4"),
         (["track", "CLIP", "-m", "OURS", "--point", "1,2", "--exemplars"], "goes with --box"),
         (["track", "CLIP", "-m", "OURS", "--point", "1,2", "--frame", "9"], "no frame 9"),
+        (["track", "CLIP", "-m", "OURS", "--point", "1,2", "-o", "a.webm"], "does not end in .mp4"),
         (["track", "CLIP", "-m", "SAM3", "--point", "1,2", "--box", "1,2,9,9"], "not both"),
     ],
 )

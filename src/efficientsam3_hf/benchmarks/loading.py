@@ -157,7 +157,10 @@ def config_of(name: str) -> dict[str, Any]:
     """What the configuration says, as it is written."""
     if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise ValueError(f"{name} holds no model: it has no config.json.")
-    config, _ = PreTrainedConfig.get_config_dict(name)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        raise OSError(f"{name} is no folder, and not to be had from the Hub: {error}") from error
     if "model_type" not in config:
         raise ValueError(f"{name} has a config.json without model_type: it is no model.")
     return config

@@ -258,6 +258,11 @@ def sum_up(
     for subset in subsets:
         outcomes = journal.read(slug_of(subset), count_parts(task, subset))
         skipped += [f"{subset.title}: {each.key}" for each in outcomes if each.was_skipped]
+        if all(each.was_skipped for each in outcomes):
+            raise ValueError(
+                f"None of the {len(outcomes)} records of {subset.title} could be read. Mend the "
+                "data, and pass --restart."
+            )
         place = predictions_folder(folder, subset)
         written = task.write_predictions(subset, outcomes, place)
         if written is not None or place.is_dir():

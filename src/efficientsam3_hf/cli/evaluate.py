@@ -275,8 +275,8 @@ def tell(result: "Result") -> None:
         say(f"Warning: not read, and not counted, {len(result.skipped)} of the records: {names}")
     if not result.measurements:
         say(
-            "Nothing was scored: the data has no truth but what the model is given. Submit the "
-            f"predictions in {result.folder}."
+            "Nothing was scored: the data has no truth, or none but what the model is given. "
+            f"Predictions are in {result.folder}."
         )
 
 

@@ -74,7 +74,8 @@ def segment(
         return
     for label in labels:
         scores = [f"{each['score']:.2f}" for each in found if each["label"] == label]
-        typer.echo(f"{label}: {len(scores)} found{f' ({chr(44).join(scores)})' if scores else ''}")
+        shown = f" ({', '.join(scores)})" if scores else ""
+        typer.echo(f"{label}: {len(scores)} found{shown}")
     if not found:
         typer.echo(f"Nothing scores above {threshold}. A lower --threshold shows more.")
     print(f"Overlay: {path}", file=sys.stderr)

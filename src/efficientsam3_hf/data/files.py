@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 from huggingface_hub import HfFileSystem, hf_hub_download
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Bytes to fetch at once of a file that is read from beginning to end.
 LARGE_PIECE = 1 << 25
@@ -89,7 +89,10 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 def read_json(path: str) -> Any:
     """What a JSON file holds."""
-    return json.loads(read_bytes(path))
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON that can be read: {error}.") from error
 
 
 def exists(path: str) -> bool:
@@ -149,10 +152,18 @@ def local_path(path: str) -> str:
     return str(fsspec.open_local(f"simplecache::{path}"))
 
 
+def opened_picture(source: str | bytes) -> Image.Image:
+    """A picture that is not decoded yet, by path, address or the bytes of its file."""
+    data, name = (read_bytes(source), source) if isinstance(source, str) else (source, "a picture")
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:  # which names an object in memory
+        raise ValueError(f"{name}, of {len(data)} bytes, is in no form that is known") from error
+
+
 def image_size(source: str | bytes, upright: bool = False) -> tuple[int, int]:
     """(height, width) of a picture, which is not decoded for it; arguments as for `read_image`."""
-    data = read_bytes(source) if isinstance(source, str) else source
-    with Image.open(io.BytesIO(data)) as picture:
+    with opened_picture(source) as picture:
         size = (picture.height, picture.width)
         return size[::-1] if upright and is_on_its_side(picture) else size
 
@@ -178,8 +189,7 @@ def read_image(
         upright: Turn photographs as their EXIF data say. Annotations of the known datasets are of
             the pixels as stored.
     """
-    data = read_bytes(source) if isinstance(source, str) else source
-    with Image.open(io.BytesIO(data)) as picture:
+    with opened_picture(source) as picture:
         found = (picture.height, picture.width)
         if size is not None and found != tuple(size):
             raise ValueError(
@@ -196,7 +206,7 @@ def read_image(
 
 def read_labels(path: str) -> np.ndarray:
     """Numbers of objects (height, width) out of a PNG with a palette, or a grey or binary one."""
-    with Image.open(io.BytesIO(read_bytes(path))) as picture:
+    with opened_picture(path) as picture:
         if picture.mode not in ("P", "L", "1", "I;16", "I"):
             raise ValueError(f"{path} has mode {picture.mode}; object numbers need a palette.")
         return np.array(picture)
