@@ -201,7 +201,18 @@ def read_image(
             picture.draft("RGB", (width, height))
         if upright:
             picture = ImageOps.exif_transpose(picture)
-        return np.array(picture.convert("RGB"))
+        return to_rgb(picture)
+
+
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """Pixels (height, width, 3) of 8 bits; 16 are scaled, and what is transparent lies on white."""
+    if picture.mode.startswith("I"):  # PIL itself would clip it to white
+        grey = np.clip(np.array(picture).astype(np.int64), 0, 65535)
+        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(picture.convert("RGB"))
 
 
 def read_labels(path: str) -> np.ndarray:
