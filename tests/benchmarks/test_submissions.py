@@ -108,6 +108,20 @@ def test_concepts_score_in_the_official_form_to_the_reported_numbers(run, tmp_pa
     assert result.measurements[0].units == 8 * 4 - 1  # pairs, less the one in doubt
 
 
+def test_annotators_of_other_pairs_are_an_error(run, tmp_path, monkeypatch):
+    write_synthetic(tmp_path / "gold", "saco", "test", count=2, side=SIDE)
+    annotations = tmp_path / "gold" / "gold_synthetic_merged_a_release_test.json"
+    other = json.loads(annotations.read_text())
+    gone = other["images"].pop()["id"]
+    other["annotations"] = [each for each in other["annotations"] if each["image_id"] != gone]
+    annotations.with_name(annotations.name.replace("_a_", "_b_")).write_text(json.dumps(other))
+    (subset,) = find_subsets(tmp_path / "gold", ["saco"])
+    monkeypatch.setattr(image_tasks, "find_concepts", answers(subset.open(None).samples))
+
+    with pytest.raises(ValueError, match=r"_b_release_test\.json has other pairs"):
+        run(image_tasks.ConceptTask(), [subset])
+
+
 def test_subsets_are_averaged_unweighted(run, tmp_path, monkeypatch):
     for name, count in (("one", 3), ("two", 6)):
         write_synthetic(tmp_path / "gold", "saco", "test", count=count, side=SIDE)

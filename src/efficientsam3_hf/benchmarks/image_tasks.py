@@ -260,7 +260,7 @@ def truth_of_pairs(files: tuple[Path, ...]) -> list[dict[Any, dict[str, Any]]]:
         content = read_json(str(path))
         pairs = {
             image["id"]: {
-                "is_exhaustive": bool(image["is_instance_exhaustive"]),
+                "is_exhaustive": bool(image.get("is_instance_exhaustive", 1)),
                 "masks": [],
                 "crowd": [],
             }
@@ -270,6 +270,8 @@ def truth_of_pairs(files: tuple[Path, ...]) -> list[dict[Any, dict[str, Any]]]:
             pair = pairs[annotation["image_id"]]
             pair["masks"].append(annotation["segmentation"])
             pair["crowd"].append(bool(annotation.get("iscrowd", 0)))
+        if annotators and annotators[0].keys() != pairs.keys():
+            raise ValueError(f"{path} has other pairs of image and phrase than {files[0]}.")
         annotators.append(pairs)
     return annotators
 
