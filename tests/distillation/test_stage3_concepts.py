@@ -15,6 +15,7 @@ from efficientsam3_hf.distillation.stage3_concepts import (
     ConceptTrainer,
     ConceptTrainingArguments,
 )
+from efficientsam3_hf.tokenizer import build_tokenizer
 
 CONFIDENCE = 0.05  # of which a teacher with random weights is
 
@@ -138,25 +139,29 @@ def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
         assert float(term) == pytest.approx(0, abs=1e-3), name
 
 
-def test_a_phrase_is_read_once_and_as_the_teacher_reads_it(tmp_path):
-    trainer = make_trainer(tmp_path)
+def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
+    trainer = make_trainer(tmp_path, targets=[])
+    detector = trainer.teacher.detector
+    assert detector.config.context_length > 5
+    trainer.tokenizer = build_tokenizer(5)
+    short = trainer.teacher_step(batch_of(trainer)).found
     batch = batch_of(trainer)
-    phrases = [label["phrase"] for label in batch["labels"]]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert int(mask.sum(dim=1).max()) > 5
+
+    trainer.tokenizer = make_trainer(tmp_path).tokenizer
+    batch["input_ids"], batch["attention_mask"] = ids[:, :5], mask[:, :5]  # what a student reads
+    found = trainer.teacher_step(batch).found
 
     with torch.no_grad():
-        detector = trainer.teacher.detector
-        features, valid = trainer.read_phrases(detector, [*phrases, *phrases])
-        expected = trainer.teacher.detector.get_text_features(
-            batch["input_ids"], batch["attention_mask"]
-        ).pooler_output
-
-    assert len(trainer.teacher_phrases) == len(set(phrases))
-    for row, mask in enumerate(batch["attention_mask"].bool()):
-        length = int(mask.sum())
-        assert int(valid[row].sum()) == length
-        torch.testing.assert_close(
-            features[row, :length], expected[row, mask], rtol=1e-4, atol=1e-5
+        expected = detector(
+            pixel_values=batch["pixel_values"],
+            input_ids=ids,
+            attention_mask=mask,
+            image_indices=batch["image_indices"],
         )
+    torch.testing.assert_close(found.pred_logits, expected.pred_logits, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(short.pred_logits, expected.pred_logits, atol=1e-4)
 
 
 def test_the_gradient_of_maps_gets_its_share(tmp_path):
