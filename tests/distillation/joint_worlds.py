@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distillation.worlds import scenes, tiny_student, tiny_teacher
+from distillation.worlds import CONFIDENCE, SETTINGS, scenes, tiny_student, tiny_teacher
 
 from efficientsam3_hf import EfficientSam3ImageProcessor
 from efficientsam3_hf.data.collators import ClipCollator
@@ -12,17 +12,12 @@ from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.stage3_joint import JointTrainer, JointTrainingArguments
 
 FRAMES = 3
-SETTINGS = {
+OWN = {
+    **SETTINGS,
     "per_device_train_batch_size": 2,
-    "max_steps": 2,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "images_per_clip": 1,
     "per_device_eval_batch_size": 2,
-    "confidence": 0.05,  # of which a teacher with random weights is
+    "images_per_clip": 1,
+    "confidence": CONFIDENCE,
     "seed": 3,
 }
 
@@ -43,14 +38,12 @@ def make_trainer(
     folder: Any,
     student: Family | None = None,
     images: int = 4,
-    arguments: JointTrainingArguments | None = None,
     **fields: Any,
 ) -> JointTrainer:
     """A trainer on images and half as many clips."""
     student = student or joint_student()
     pictures, of_images = scenes(student, images)
-    if arguments is None:
-        arguments = JointTrainingArguments(output_dir=str(folder), **{**SETTINGS, **fields})
+    arguments = JointTrainingArguments(output_dir=str(folder), **{**OWN, **fields})
     size = EfficientSam3ImageProcessor(size={"height": 112, "width": 112})
     return JointTrainer(
         student,

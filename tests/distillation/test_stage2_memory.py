@@ -1,7 +1,6 @@
 """Stage 2: memory from a teacher's and from annotations."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +12,11 @@ from distillation.clip_worlds import (
     FRAMES,
     clips,
     collator,
-    finish,
-    free_port,
     heir,
     make_trainer,
-    start,
     trained_weights,
 )
+from distillation.processes import train_by_one_and_by_two, train_whole_and_killed, weights_of
 from distillation.worlds import tiny_student, tiny_teacher
 from PIL import Image
 from safetensors.torch import load_file
@@ -461,45 +458,19 @@ def assert_same_step(
     assert (steps[0] - steps[1]).norm() < 1e-3 * steps[0].norm()
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
-    settings = {"max_steps": 2, "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 1e-3}
-    port = free_port()
-    pair = [
-        start(tmp_path / "two", rank=rank, port=port, per_device_train_batch_size=1, **settings)
-        for rank in range(2)
-    ]
-    alone = make_trainer(tmp_path / "one", per_device_train_batch_size=2, **settings)
-    before = trained_weights(alone)
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    settings = {"max_grad_norm": 0.0, "learning_rate": 1e-3}
 
-    alone.train()
-    for process in pair:
-        finish(process)
+    one, two = train_by_one_and_by_two(make_trainer, tmp_path, **settings)
 
-    two = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
-    assert_same_step(before, trained_weights(alone), two)
+    make_trainer(tmp_path / "new").save_model()
+    assert_same_step(weights_of(tmp_path / "new"), one, two)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    settings: dict[str, Any] = {
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "gradient_accumulation_steps": 2,
-        "per_device_train_batch_size": 1,
-        "max_steps": 3,
-    }
-    step = random.randint(1, 2)
-    victim = start(tmp_path / "killed", kill=step, **settings)
-    unharmed = make_trainer(tmp_path / "whole", **{**settings, "save_strategy": "no"})
-    unharmed.train()
-    finish(victim, code=-9)
-    assert (tmp_path / "killed" / f"checkpoint-{step}").is_dir()
-
-    resumed = make_trainer(tmp_path / "killed", **settings)
-    resumed.train(resume_from_checkpoint=True)
-
-    expected = trained_weights(unharmed)
-    for name, weight in trained_weights(resumed).items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+    train_whole_and_killed(
+        make_trainer, tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=1
+    )
 
 
 @pytest.mark.parametrize(

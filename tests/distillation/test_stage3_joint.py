@@ -140,7 +140,7 @@ def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    one, two = train_by_one_and_by_two("joint", tmp_path, "--max_grad_norm", "0.1")
+    one, two = train_by_one_and_by_two(make_trainer, tmp_path, max_grad_norm=0.1)
 
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
