@@ -240,10 +240,6 @@ class MemoryTerms:
         """J and F of each object, given where it is first seen; any teacher's beside them."""
         labels, plan = inputs["labels"], self.score_plan(inputs)
         prompts = first_prompts(plan, labels, jitter=0.0)
-        frames = encode(student, inputs["pixel_values"])
-        ours = score_rows(follow(student, frames, prompts, plan), plan, labels)
-        if targets is None:
-            return [scores for scores in ours.values() if scores is not None]
         names = {
             row: (labels[clip]["source_id"], labels[clip]["frame_indices"][0], asked.number)
             for row, clip, asked in plan.rows()
@@ -252,10 +248,14 @@ class MemoryTerms:
         # they gather weights that are sharded.
         is_new = not self.teacher_scores.keys() >= set(names.values())
         mine = torch.tensor([is_new], device=self.trainer.args.device)
-        if self.trainer.accelerator.gather(mine).any():
+        if targets is not None and self.trainer.accelerator.gather(mine).any():
             taught = self.trainer.teacher(follow, targets, prompts, plan)
             theirs = score_rows(taught, plan, labels)
             self.teacher_scores |= {names[row]: scores for row, scores in theirs.items()}
+        frames = encode(student, inputs["pixel_values"])
+        ours = score_rows(follow(student, frames, prompts, plan), plan, labels)
+        if targets is None:
+            return [scores for scores in ours.values() if scores is not None]
         records = []
         for row, scores in ours.items():
             beside = self.teacher_scores[names[row]]
