@@ -520,7 +520,7 @@ def test_without_a_teacher_there_are_annotations_alone(tmp_path):
     assert all(after[f"eval_{name}"] == 0 for name in taught)
     assert 0 <= after["eval_J&F"] <= 1
     assert "eval_teacher_J&F" not in after
-    masks = made.forced_masks(batch(0, 1), None, torch.ones(4, FRAMES, 8, 8))
+    masks = made.memory.forced_masks(batch(0, 1), None, torch.ones(4, FRAMES, 8, 8))
     assert masks == {}  # by now its own are remembered
     assert made.draw(student, batch(0))["clip_0"].height == SIDE
 
