@@ -90,6 +90,23 @@ def assert_same(found: list[dict], wanted: list[dict]) -> None:
         assert np.mean((pixels > 0) != other["mask"]) < 1e-3
 
 
+@pytest.mark.parametrize("bias", [3.0, -1.0])
+def test_a_threshold_is_one_of_calibrated_scores(pipe, bias, monkeypatch):
+    image = picture(0)
+    wanted = expected(pipe, image, text=["a cat", "dog"])
+    middle = (wanted[2]["score"] + wanted[3]["score"]) / 2
+    logit = np.log(middle / (1 - middle))
+
+    monkeypatch.setattr(pipe.processor.image_processor, "score_temperature", 0.5)
+    monkeypatch.setattr(pipe.processor.image_processor, "score_bias", bias)
+    threshold = float(1 / (1 + np.exp(-(logit / 0.5 + bias))))
+    found = pipe(image, text=["a cat", "dog"], threshold=threshold)
+
+    assert len(found) == 3
+    assert_same(found, expected(pipe, image, threshold, text=["a cat", "dog"]))
+    assert [one["label"] for one in found] == [one["label"] for one in wanted[:3]]
+
+
 class EncoderCounter:
     """Counts images that pass the vision encoder."""
 

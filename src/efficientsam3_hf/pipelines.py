@@ -157,7 +157,8 @@ class PromptableConceptSegmentationPipeline(Pipeline):
                 image_indices=image_indices[some] if len(images) > 1 else None,
                 **{name: tensor[some] for name, tensor in prompts.items()},
             )
-            candidates.append(select_candidates(outputs, threshold, start))
+            scores = calibrated_scores(outputs, self.processor.image_processor)
+            candidates.append(select_candidates(outputs, scores, threshold, start))
         joined = {name: torch.cat([one[name] for one in candidates]) for name in candidates[0]}
         found, labels = [], []
         first_prompt = 0
@@ -168,7 +169,7 @@ class PromptableConceptSegmentationPipeline(Pipeline):
             prompt = best.pop("prompt")[order] - first_prompt
             (instances,) = self.processor.post_process_instance_segmentation(
                 SimpleNamespace(**{name: tensor[order][None] for name, tensor in best.items()}),
-                threshold=threshold,
+                threshold=-1.0,  # each has passed it already
                 mask_threshold=mask_threshold,
                 target_sizes=[image["size"]],
             )
@@ -393,18 +394,27 @@ def join_prompts(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return joined
 
 
+def calibrated_scores(outputs: ModelOutput, image_processor: Any) -> Tensor:
+    """(prompts, queries): scores, presence included, as the image processor gives them."""
+    scores = outputs.pred_logits.sigmoid() * outputs.presence_logits.sigmoid()
+    temperature, bias = image_processor.score_temperature, image_processor.score_bias
+    if temperature == 1 and bias == 0:
+        return scores
+    return (scores.float().logit(eps=1e-7) / temperature + bias).sigmoid()
+
+
 def select_candidates(
-    outputs: ModelOutput, threshold: float, first_prompt: int
+    outputs: ModelOutput, scores: Tensor, threshold: float, first_prompt: int
 ) -> dict[str, Tensor]:
     """Predictions above the threshold, all prompts in a row.
 
     Args:
         outputs: What the model returned for some prompts.
-        threshold: Lowest score, presence included.
+        scores: (prompts, queries) of these.
+        threshold: Lowest score.
         first_prompt: Number of the first of these prompts.
     """
     presence = outputs.presence_logits.expand_as(outputs.pred_logits)
-    scores = outputs.pred_logits.sigmoid() * presence.sigmoid()
     prompts, queries = (scores > threshold).nonzero(as_tuple=True)
     return {
         "prompt": prompts + first_prompt,

@@ -14,6 +14,8 @@ import efficientsam3_hf
         ("segment", "--text bicycle"),
         ("track", "--davis masks/"),
         ("evaluate", "accelerate launch"),
+        ("distill", "--phrases phrases.txt"),
+        ("cache-teacher", "--codec pca --rank 256"),
         ("zoo", "efficientsam3 zoo efficientsam3-tinyvit-s"),
     ],
 )
@@ -25,10 +27,11 @@ def test_help_teaches_by_examples(name, says, command):
     assert name in command("--help").out
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize("name", ["evaluate", "distill", "cache-teacher"])
+def test_help_imports_nothing_heavy(name):
     code = (
         "import sys\nfrom efficientsam3_hf.cli.app import app\n"
-        "try:\n    app(['evaluate', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"try:\n    app(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
         "sys.exit([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules] or 0)"
     )
 

@@ -217,6 +217,22 @@ def test_threshold_and_top_k_are_heeded(address):
     assert ask(address, text="cat", threshold=1)["instances"] == []
 
 
+def test_a_threshold_is_one_of_calibrated_scores(address, handler, monkeypatch):
+    everything = ask(address, text=["cat", "dog"], threshold=0)["instances"]
+    scores = [instance["score"] for instance in everything]
+    middle = (scores[1] + scores[2]) / 2
+    own = handler.processor.image_processor
+
+    for bias in (3.0, -3.0):
+        monkeypatch.setattr(own, "score_bias", bias)
+        threshold = 1 / (1 + np.exp(-(np.log(middle / (1 - middle)) + bias)))
+        found = ask(address, text=["cat", "dog"], threshold=float(threshold))["instances"]
+
+        assert [one["box"] for one in found] == [one["box"] for one in everything[:2]]
+        logits = [np.log(one["score"] / (1 - one["score"])) - bias for one in found]
+        assert [1 / (1 + np.exp(-logit)) for logit in logits] == pytest.approx(scores[:2], abs=1e-4)
+
+
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize(
     "prompts",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.samples import ImageSample
+from ..models.score_calibration import calibrate_scores
 from .loading import Loaded
 
 if TYPE_CHECKING:  # its package is an extra, which whoever does not click need not have
@@ -60,7 +61,7 @@ def find_concepts(
         for start in range(0, len(of_image), prompts_per_batch):
             some = list(of_image[start : start + prompts_per_batch])
             outputs = detect(loaded, features, index, some)
-            candidates.append(select_candidates(outputs, start, threshold, most))
+            candidates.append(select_candidates(loaded, outputs, start, threshold, most))
         best = {
             name: torch.cat([each[name] for each in candidates[1:] or candidates])
             for name in candidates[0]
@@ -106,11 +107,15 @@ def detect(loaded: Loaded, features: Any, index: int, phrases: Sequence[str]) ->
 
 
 def select_candidates(
-    outputs: Any, first_phrase: int, threshold: float, most: int | None
+    loaded: Loaded, outputs: Any, first_phrase: int, threshold: float, most: int | None
 ) -> dict[str, Tensor]:
     """The best predictions above a threshold, of all phrases in a row, in float32."""
     presence = outputs.presence_logits.float().expand_as(outputs.pred_logits)
     scores = outputs.pred_logits.float().sigmoid() * presence.sigmoid()
+    image_processor = loaded.processor.image_processor
+    if hasattr(image_processor, "score_temperature"):  # which only ours has
+        temperature, bias = image_processor.score_temperature, image_processor.score_bias
+        scores = calibrate_scores(scores, temperature, bias)
     phrases, queries = (scores > threshold).nonzero(as_tuple=True)
     order = scores[phrases, queries].sort(descending=True, stable=True).indices[:most]
     phrases, queries = phrases[order], queries[order]

@@ -128,6 +128,6 @@ def lap(loaded: Loaded, read: Callable[[], ImageSample | None], watch: speed.Sto
         with watch.stage("heads"):
             outputs = detect(loaded, features, 0, [phrases[0] if phrases else PHRASE])
         with watch.stage("masks"):
-            finish(loaded, select_candidates(outputs, 0, 0.5, None), size, 1)
+            finish(loaded, select_candidates(loaded, outputs, 0, 0.5, None), size, 1)
     watch.lap()
     return True

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from . import evaluate, segment, track, zoo
+from . import cache_teacher, distill, evaluate, segment, track, zoo
 
 # Exit codes: 0 all went well, 1 a fault of the program, 2 a wrong command line or input.
 WRONG_INPUT = 2
 
 app = typer.Typer(
     name="efficientsam3",
-    help="Segment, track and evaluate with EfficientSAM3: SAM 3 distilled for small devices.",
+    help="Segment, track, evaluate and distil with EfficientSAM3: SAM 3 for small devices.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command("segment", help=segment.HELP)(segment.segment)
 app.command("track", help=track.HELP)(track.track)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+app.command("cache-teacher", help=cache_teacher.HELP)(cache_teacher.cache_teacher)
+app.command("distill", help=distill.HELP)(distill.distill)
 app.command("zoo", help=zoo.HELP)(zoo.zoo)
 
 

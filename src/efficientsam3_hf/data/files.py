@@ -183,20 +183,20 @@ def read_image(
 
     Args:
         source: Path, address or the bytes of the file.
-        size: (height, width) that it must have.
+        size: (height, width) that it must have; where it is to be upright, then.
         least_size: A JPEG larger than twice this (height, width) is decoded at 1/2, 1/4 or 1/8 of
             its size, but never smaller than this, which saves most of the time.
         upright: Turn photographs as their EXIF data say. Annotations of the known datasets are of
             the pixels as stored.
     """
     with opened_picture(source) as picture:
-        found = (picture.height, picture.width)
+        turned = upright and is_on_its_side(picture)
+        found = (picture.height, picture.width)[:: -1 if turned else 1]
         if size is not None and found != tuple(size):
             raise ValueError(
                 f"The picture has {found} pixels (height, width), its annotations {tuple(size)}."
             )
         if least_size is not None:
-            turned = upright and is_on_its_side(picture)
             height, width = least_size[::-1] if turned else least_size
             picture.draft("RGB", (width, height))
         if upright:

@@ -18,6 +18,8 @@ from .samples import ImageSample, Instance, Query
 
 # What a file says of a pair beside image and phrase.
 DETAILS = ("queried_category", "is_pixel_exhaustive")
+# And of an instance beside where it is; a score has what a model has found.
+INSTANCE_DETAILS = ("source", "score")
 
 
 class SacoImages(Reader[ImageSample]):
@@ -30,6 +32,7 @@ class SacoImages(Reader[ImageSample]):
         images: Folder that the file names start from.
         pixels: Whether to read the picture.
         least_size: As for `read_image`.
+        upright: As for `read_image`; for annotations of photographs as the camera was held.
     """
 
     source = "saco"
@@ -40,9 +43,10 @@ class SacoImages(Reader[ImageSample]):
         images: str,
         pixels: bool = True,
         least_size: tuple[int, int] | None = None,
+        upright: bool = False,
     ):
         self.annotations, self.images = str(annotations), str(images)
-        self.pixels, self.least_size = pixels, least_size
+        self.pixels, self.least_size, self.upright = pixels, least_size, upright
 
     def __str__(self) -> str:
         return self.annotations
@@ -64,14 +68,17 @@ class SacoImages(Reader[ImageSample]):
         if len(sizes) > 1:
             raise ValueError(f"{file_name} has different sizes in the file: {sorted(sizes)}.")
         size = sizes.pop()
-        path = join(self.images, file_name)
+        image = None
+        if self.pixels:
+            path = join(self.images, file_name)
+            image = read_image(path, size, self.least_size, self.upright)
         return ImageSample(
             source=self.source,
             source_id=file_name,
             file_name=file_name,
             size=size,
             queries=[read_pair(pair, size) for pair in pairs],
-            image=read_image(path, size, self.least_size) if self.pixels else None,
+            image=image,
         )
 
 
@@ -89,6 +96,7 @@ def read_pair(pair: dict[str, Any], size: tuple[int, int]) -> Query:
                 rle=to_rle(segmentation, size) if segmentation else None,
                 is_crowd=bool(annotation.get("iscrowd", 0)),
                 source_id=annotation["id"],
+                details={name: annotation[name] for name in INSTANCE_DETAILS if name in annotation},
             )
         )
     return Query(
@@ -144,6 +152,7 @@ def write_saco(samples: Iterable[ImageSample], annotations: str | Path, images: 
                         "segmentation": instance.rle,
                         "category_id": 1,
                         "iscrowd": int(instance.is_crowd),
+                        **instance.details,
                     }
                 )
         if sample.image is not None:

@@ -37,6 +37,10 @@ class DataSettings:
     split: str = option("train", "Its part, where the format has parts.")
     annotations: str | None = option(None, "File of annotations, where the format needs it named.")
     images: str | None = option(None, "Folder of pictures or frames, if it is not the usual one.")
+    name: str | None = option(None, "What records call it; by default its format.")
+    upright: bool = option(
+        False, "saco: its annotations are of photographs as the camera was held."
+    )
     tars: str = option("*.tar", "Which of SA-1B's tars, as a pattern.")
     masklets: str = option("manual", "Which of SA-V's: manual, auto or both.")
     captions: str | None = option(
@@ -155,7 +159,10 @@ IMAGES: dict[str, Build] = {
     "roboflow": lambda data: coco_images(RoboflowImages, data),
     "sa1b": sa1b_images,
     "saco": lambda data: SacoImages(
-        needed(data, "annotations"), data.root, least_size=data.least_size
+        needed(data, "annotations"),
+        data.root,
+        least_size=data.least_size,
+        upright=data.upright,
     ),
     "refcoco": lambda data: RefCoco(data.root, data.split, least_size=data.least_size),
     "folder": lambda data: OwnImages(data.root, least_size=data.least_size),
@@ -214,5 +221,9 @@ def load_samples(data: DataSettings, kind: str, seed: int = 0) -> Any:
         broken_list=data.broken_list,
     )
     if data.streaming:
-        return samples.shuffle(seed)
-    return samples if data.limit is None else samples.select(range(min(data.limit, len(samples))))
+        samples = samples.shuffle(seed)
+    elif data.limit is not None:
+        samples = samples.select(range(min(data.limit, len(samples))))
+    if data.name is not None:
+        samples.name = data.name
+    return samples

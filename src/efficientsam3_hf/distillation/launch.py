@@ -8,13 +8,13 @@ A stage is a row of `STAGES`. The sections of a configuration are those of `SECT
 
 import logging
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, TrainingArguments
+from transformers import AutoConfig, TrainingArguments, set_seed
 
 from .. import zoo
 from ..data.augmentations import ChooseInstances, ChooseQueries
@@ -262,6 +262,7 @@ class Run:
         if not self.teacher_settings.tracker:
             config.tracker_config = config.tracker_video_config = None
         has_trunk = config.vision_config.model_type == "efficientsam3_vision"
+        set_seed(self.training.seed)  # for what starts at random
         # Out of the files: the weights of `self.teacher` are rounded to its precision.
         return new_student(
             self.teacher_settings.name,
@@ -348,7 +349,11 @@ def prepare(path: str | Path | None, flags: Sequence[str] = ()) -> Run:
         path: YAML file with the sections of `SECTIONS`; None for flags alone.
         flags: What is to be otherwise, such as `["--training.learning_rate", "1e-3"]`.
     """
-    values = read_values(path, flags, list(SECTIONS))
+    return make_run(read_values(path, flags, list(SECTIONS)))
+
+
+def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
+    """A run out of the settings of each section, as they were written."""
     name = build("stage", values["stage"], StageSettings).name
     check_known(name, list(STAGES), "stage")
     stage = STAGES[name]

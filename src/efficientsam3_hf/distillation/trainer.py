@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.loading import SampleStream
-from ..hub.model_card import write_model_card
+from ..hub.model_card import TEXT_TOWER, write_model_card
 from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
@@ -376,6 +376,9 @@ class DistillationTrainer(Trainer):
 
     def training_record(self) -> TrainingRecord:
         """This stage, for the card."""
+        initial_weights = {"student": self.parent_name()}
+        if self.parent is None and "text_encoder" in self.family.detector.fresh_parts:
+            initial_weights[TEXT_TOWER] = "random"
         return TrainingRecord(
             stage=self.stage or type(self).__name__,
             teacher=name_of(self.teacher),
@@ -383,7 +386,7 @@ class DistillationTrainer(Trainer):
             command=command_line(),
             steps=self.state.global_step,
             hardware=hardware(self.args),
-            initial_weights={"student": self.parent_name()},
+            initial_weights=initial_weights,
         )
 
     def parent_name(self) -> str:
@@ -651,7 +654,8 @@ def describe(inputs: Mapping[str, Any]) -> str:
 def name_of(teacher: Any) -> str:
     """A teacher's name for the record."""
     name = getattr(teacher, "name_or_path", None) or getattr(teacher, "name", None)
-    return Path(str(name)).name if name and os.path.isabs(str(name)) else str(name or "none")
+    is_place = name and (os.path.isabs(str(name)) or os.path.isdir(str(name)))
+    return Path(str(name)).resolve().name if is_place else str(name or "none")
 
 
 def names_of(dataset: Any) -> list[str]:

@@ -201,7 +201,7 @@ class EndpointHandler:
             }
             (instances,) = self.processor.post_process_instance_segmentation(
                 SimpleNamespace(**one),
-                threshold=threshold,
+                threshold=-1.0,  # it has passed it already
                 mask_threshold=mask_threshold,
                 target_sizes=[(image.height, image.width)],
             )
@@ -233,6 +233,10 @@ class EndpointHandler:
             )
             presence = outputs.presence_logits.expand_as(outputs.pred_logits)
             scores = outputs.pred_logits.sigmoid() * presence.sigmoid()
+            own = self.processor.image_processor
+            if own.score_temperature != 1 or own.score_bias != 0:
+                logits = scores.float().logit(eps=1e-7)
+                scores = (logits / own.score_temperature + own.score_bias).sigmoid()
             prompts, queries = (scores > threshold).nonzero(as_tuple=True)
             found: dict[str, Any] = {
                 "prompt": prompts + start,
