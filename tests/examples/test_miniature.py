@@ -194,6 +194,7 @@ def test_twenty_steps_lower_the_loss(tmp_path: Path):
     more = ("--warm-up", "0", "--naming", "0", "--steps", "20", "--rate-warm-up", "0")
     trainer = train_teacher.build_trainer(train_teacher.parse(options(tmp_path, *more)))
     trainer.train_dataset = torch.utils.data.Subset(trainer.train_dataset, [0, 1])
+    trainer.lesson = 2
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     trainer.train()
 
