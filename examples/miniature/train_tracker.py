@@ -26,13 +26,11 @@ from efficientsam3_hf.distillation.clip_prompts import (
     make_plan,
     true_masks,
 )
-from efficientsam3_hf.distillation.memory_losses import overlap
+from efficientsam3_hf.distillation.mask_losses import overlap
+from efficientsam3_hf.distillation.memory_terms import encode, follow, said_masks
 from efficientsam3_hf.distillation.stage2_memory import (
     MemoryDistillationArguments,
     MemoryDistillationTrainer,
-    encode,
-    follow,
-    said_masks,
 )
 from efficientsam3_hf.distillation.trainer import last_checkpoint
 
