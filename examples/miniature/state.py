@@ -48,9 +48,8 @@ def export_state(folder: str | os.PathLike, path: str | os.PathLike) -> None:
         for name, tensor in held.items()
         if tensor.is_floating_point()
     }
-    past = json.loads((Path(checkpoint) / EXTRA_FILE).read_text(encoding="utf-8"))
-    metadata = {name: str(past[name]) for name in ("minutes", "steps")}
-    save_file(tensors, os.fspath(path), metadata=metadata)
+    past = (Path(checkpoint) / EXTRA_FILE).read_text(encoding="utf-8")
+    save_file(tensors, os.fspath(path), metadata={"past": past})
 
 
 def import_state(trainer: Any, path: str | os.PathLike, is_trunk: bool = False) -> None:
@@ -92,7 +91,8 @@ def import_state(trainer: Any, path: str | os.PathLike, is_trunk: bool = False) 
         trainer.average.weights = {
             name: parts[1][name].to(tensor) for name, tensor in trainer.average.weights.items()
         }
-    trainer.minutes, trainer.past_steps = float(metadata["minutes"]), int(metadata["steps"])
+    past = json.loads(metadata["past"])
+    trainer.load_extra_state({**past, "past_steps": past["steps"]})
 
 
 def main(arguments: list[str] | None = None) -> None:

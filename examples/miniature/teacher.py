@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     Sam3Config,
@@ -23,13 +24,13 @@ from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.models.checkpoint_layout import join_weights
 from efficientsam3_hf.tokenizer import FIRST_TOKENS, LAST_TOKENS
 
-from .world import SIDE, WORDS
+from .world import SIDE, WORDS, scenes
 
 PATCH = 12
 GRID = SIDE // PATCH
 # transformers' tracker has memories of 64 channels whatever its configuration says.
 WIDTH = 64
-VIT_WIDTH = 128
+VIT_WIDTH, VIT_LAYERS = 128, 4
 ANCHORS = 5  # in a row of queries
 HEADS = {
     "hidden_size": WIDTH,
@@ -40,7 +41,7 @@ HEADS = {
 
 
 def vision_config() -> dict:
-    """SAM 3's vision encoder, with windows of half the image."""
+    """SAM 3's vision encoder. All layers see the whole image, which is no larger than a window."""
     return {
         "model_type": "sam3_vision_model",
         "fpn_hidden_size": WIDTH,
@@ -49,13 +50,12 @@ def vision_config() -> dict:
             "model_type": "sam3_vit_model",
             "hidden_size": VIT_WIDTH,
             "intermediate_size": 2 * VIT_WIDTH,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": VIT_LAYERS,
             "num_attention_heads": 4,
             "image_size": SIDE,
             "pretrain_image_size": SIDE,
             "patch_size": PATCH,
-            "window_size": GRID // 2,
-            "global_attn_indexes": [1, 3],
+            "global_attn_indexes": list(range(VIT_LAYERS)),
         },
     }
 
@@ -134,6 +134,7 @@ def new_teacher(seed: int = 0) -> EfficientSam3Model:
     scale_to_fan_in(model)
     lay_out_queries(model)
     lay_out_positions(model)
+    whiten_patches(model)
     model.detr_decoder.init_local_box_bias()
     return model
 
@@ -215,6 +216,27 @@ def lay_out_positions(model: EfficientSam3Model) -> None:
     places = torch.stack([x, y], dim=-1).view(-1, 2)
     backbone = model.vision_encoder.backbone
     backbone.embeddings.position_embeddings.copy_(waves(places, VIT_WIDTH)[None])
+
+
+@torch.no_grad()
+def whiten_patches(model: EfficientSam3Model, num_scenes: int = 100) -> None:
+    """Begin with the principal components of patches, so that edges weigh as much as brightness.
+
+    And let the layers of the ViT begin with small steps away from them.
+    """
+    backbone = model.vision_encoder.backbone
+    pictures = scenes(num_scenes, "train")
+    images = torch.stack([torch.from_numpy(pictures[i].image) for i in range(num_scenes)])
+    pixels = images.movedim(-1, 1) / 127.5 - 1
+    patches = F.unfold(pixels, PATCH, stride=PATCH).movedim(1, -1).flatten(0, 1)
+    variances, components = torch.linalg.eigh(patches.T.double().cov())
+    variances, components = variances[-VIT_WIDTH:], components[:, -VIT_WIDTH:]
+    filters = (components / (variances + 1e-3).sqrt()).T
+    projection = backbone.embeddings.patch_embeddings.projection
+    projection.weight.copy_(0.7 * filters.view_as(projection.weight))
+    for layer in backbone.layers:
+        layer.attention.o_proj.weight.mul_(0.3)
+        layer.mlp.fc2.weight.mul_(0.3)
 
 
 def waves(places: Tensor, width: int, most: float = 3.0) -> Tensor:

@@ -23,7 +23,7 @@ from .teacher import GRID, new_teacher
 from .timekeeper import Timekeeper, add_common_options, common_arguments
 from .world import MOST_THINGS, SIDE, WORLD, DescribedCollator, DescribedScenes, scenes
 
-TERMS = ("class", "presence", "l1", "giou", "mask", "dice", "words", "places", "named")
+TERMS = ("class", "presence", "l1", "giou", "mask", "dice", "words", "kinds", "places", "named")
 
 
 def build_trainer(options: argparse.Namespace) -> LessonTrainer:
@@ -35,6 +35,7 @@ def build_trainer(options: argparse.Namespace) -> LessonTrainer:
     arguments = LessonArguments(
         **common_arguments(options),
         warm_up=options.warm_up,
+        enough=options.enough,
         naming=options.naming,
         where_weight=options.where_weight,
         exemplars_every=options.exemplars_every,
@@ -52,8 +53,9 @@ def build_trainer(options: argparse.Namespace) -> LessonTrainer:
     batches = [collate(samples[first : first + 20]) for first in range(0, len(samples), 20)]
 
     def score() -> dict[str, float]:
-        is_detecting = trainer.steps > arguments.warm_up + arguments.naming
-        return score_concepts(family.detector, batches) if is_detecting else {}
+        if trainer.lesson < 2:
+            return {"lesson": trainer.lesson}
+        return {"lesson": trainer.lesson, **score_concepts(family.detector, batches)}
 
     trainer.add_callback(Timekeeper(trainer, options.minutes, options.every, score, TERMS))
     return trainer
@@ -63,8 +65,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_options(parser)
-    parser.add_argument("--warm-up", type=int, default=1500, help="steps of the vision encoder")
-    parser.add_argument("--naming", type=int, default=1500, help="then, of both encoders")
+    parser.add_argument("--warm-up", type=int, default=20_000, help="most steps of vision alone")
+    parser.add_argument("--enough", type=float, default=0.5, help="error at which it is over")
+    parser.add_argument("--naming", type=int, default=1500, help="then, steps of both encoders")
     parser.add_argument("--where-weight", type=float, default=4.0)
     parser.add_argument(
         "--exemplars-every", type=int, default=4, help="steps from one of exemplar boxes on"

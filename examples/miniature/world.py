@@ -21,9 +21,10 @@ WORLD = World(
     shapes=("circle", "square", "triangle", "star", "heart", "cross"),
     colours=("red", "yellow", "green", "blue", "purple", "white"),
     patterns=("plain",),
-    sizes={"medium": (0.13, 0.25)},
+    sizes={"medium": (0.14, 0.26)},
     forms=(("shape",), ("colour",), ("colour", "shape")),
     synonyms=0.0,
+    least_visible=0.7,  # half of a heart is any shape
 )
 
 # The words of the world, and that which stands for exemplars alone.
