@@ -158,26 +158,30 @@ def test_what_is_written_is_the_last_stage_and_answers(ran, folder_world):
         assert any(not torch.equal(before[n], after[n]) for n in names) == moved
 
 
-LABELS_FIVE = """
-from efficientsam3_hf.distillation.teacher_labels import LabelFolder
-label, count = LabelFolder.label, 0
-def dies(*arguments):
-    global count
-    if count == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    count += 1
-    return label(*arguments)
-LabelFolder.label = dies
-main()
-"""
-DIES_IN_THE_LAST_STAGE = """
+# Two runs in one program, which share its imports: the first one dies in the middle of the labels,
+# the second one after a checkpoint of the last stage.
+DIES_TWICE = """
+import json
+from pathlib import Path
 from efficientsam3_hf.distillation.stage3_concepts import ConceptTrainer
-step = ConceptTrainer.training_step
-def dies(self, *arguments, **options):
-    if self.state.global_step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *arguments, **options)
-ConceptTrainer.training_step = dies
+from efficientsam3_hf.distillation.teacher_labels import LabelFolder
+
+def die_in(owner, name, is_time):
+    method = getattr(owner, name)
+    def dies(self, *arguments, **options):
+        if is_time(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(self, *arguments, **options)
+    setattr(owner, name, dies)
+
+folder = Path(sys.argv[sys.argv.index("--output") + 1], "work/labels/pictures")
+labels = lambda: {path.name: path.stat().st_mtime_ns for path in folder.glob("*")}
+if (first := os.fork()) == 0:
+    die_in(LabelFolder, "label", lambda self: len(labels()) == 5)
+    main()
+_, status = os.waitpid(first, 0)
+print(json.dumps([os.WTERMSIG(status), labels()]), flush=True)
+die_in(ConceptTrainer, "training_step", lambda self: self.state.global_step == 3)
 main()
 """
 
@@ -188,13 +192,13 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(ran, folder_world, 
     killed = tmp_path / "student"
     words = arguments(folder_world, killed)
 
-    first = start(LABELS_FIVE, *words)
-    labels = files_below(killed / "work/labels/pictures")
-    second = start(DIES_IN_THE_LAST_STAGE, *words)
+    died = start(DIES_TWICE, *words)
     done = {stage: files_below(killed / "work" / stage) for stage in STAGES[:2]}
     last = command(*words)
 
-    assert first.returncode == second.returncode == -signal.SIGKILL, second.stderr
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    first, labels = json.loads(died.stdout)
+    assert first == signal.SIGKILL
     assert len(labels) == 5
     after = files_below(killed / "work/labels/pictures")
     assert len(after) == 13

@@ -43,9 +43,11 @@ HARMLESS = (
     "ddp_backend",
     "disable_tqdm",
     "resume_from_checkpoint",
+    "save_strategy",
     "save_steps",
     "logging_steps",
 )
+SAVE_STEPS = 500
 
 
 class FolderFacts:
@@ -260,6 +262,7 @@ class FolderFacts:
     def training_of(self, stage: str) -> dict[str, Any]:
         """Its section `training`."""
         settings, is_on_cpu = self.settings, self.settings.is_on_cpu
+        save_steps = int(self.overrides(stage, "training").get("save_steps", SAVE_STEPS))
         values = {
             "output_dir": str(self.folder_of(stage).folder),
             **RECIPES[stage].training,
@@ -271,7 +274,9 @@ class FolderFacts:
             "use_cpu": is_on_cpu,
             "ddp_backend": "gloo" if is_on_cpu and self.state.num_processes > 1 else None,
             "dataloader_num_workers": self.workers,
-            "save_steps": 500,
+            # The end of a stage is saved in any case.
+            "save_strategy": "steps" if self.steps_of(stage) > save_steps else "no",
+            "save_steps": save_steps,
             "save_total_limit": 1,
             "logging_steps": 50,
             "disable_tqdm": True,
