@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-fast format common-tests clean
+.PHONY: help setup check test test-fast format common-tests miniature clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ format: $(STAMP) ## Rewrite the code in the house format
 
 common-tests: $(STAMP) ## Fetch the common tests of the installed transformers
 	@$(BIN)/python tests/fetch_common_tests.py
+
+FOLDER ?= outputs/miniature
+MINUTES ?= 240
+
+miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=...)
+	$(BIN)/python -m examples.miniature --folder $(FOLDER) --minutes $(MINUTES)
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf $(VENV) tests/.transformers-common build dist

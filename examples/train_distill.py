@@ -5,9 +5,9 @@
     accelerate launch examples/train_distill.py --config FILE --training.resume_from_checkpoint true
     python examples/train_distill.py --help --stage stage1_image
 
-A configuration is a YAML file with the sections `stage`, `student`, `teacher`, `data`, `training`.
-Each of their settings can be given as a flag, too, which goes before the file's:
---SECTION.FIELD VALUE.
+A configuration is a YAML file with the sections `stage`, `student`, `teacher`, `data`, `training`,
+and `clips` for a stage of both images and clips. Each of their settings can be given as a flag,
+too, which goes before the file's: --SECTION.FIELD VALUE.
 """
 
 import argparse

@@ -586,8 +586,8 @@ ROUTES = [
     (rf"POST {_API}/tag/(?P<revision>[^/]+)", "create_tag"),
     (rf"POST {_API}/preupload/(?P<revision>[^/]+)", "preupload"),
     (rf"POST {_API}/commit/(?P<revision>[^/]+)", "commit"),
-    (r"POST /(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-    (r"POST /(?P<repo>[^/]+/[^/]+)\.git/info/lfs/verify", "verify"),
+    (r"POST /(?:datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    (r"POST /(?:datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/verify", "verify"),
     (r"PUT /bucket/(?P<oid>[0-9a-f]{64})", "put_object"),
     (r"GET|HEAD /bucket/(?P<oid>[0-9a-f]{64})", "get_object"),
     (

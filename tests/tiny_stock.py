@@ -9,9 +9,12 @@ import tiny
 import torch
 from safetensors.torch import save_file
 from tiny import (
+    HEADS,
     LOW_THRESHOLDS,
     TINY_CLIP,
+    TINY_TEXT,
     TINY_VIT,
+    WIDTH,
     see_objects,
     stir,
     tiny_config,
@@ -22,9 +25,14 @@ from tiny import (
 from transformers import (
     EdgeTamVideoConfig,
     EdgeTamVideoModel,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     Sam2VideoProcessor,
     Sam2VideoVideoProcessor,
     Sam3Config,
+    Sam3LiteTextConfig,
+    Sam3LiteTextModel,
+    Sam3Processor,
     Sam3VideoConfig,
     Sam3VideoModel,
     Sam3VideoProcessor,
@@ -143,6 +151,77 @@ def write_edgetam(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = see_objects(stir(EdgeTamVideoModel(config)))
+    model.save_pretrained(folder)
+    size = {"height": 128, "width": 128}
+    Sam2VideoProcessor(
+        Sam2ImageProcessor(size=size, mask_size={"height": 32, "width": 32}),
+        Sam2VideoVideoProcessor(size=size),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_lite_text(folder: Path) -> Path:
+    """A folder with the layout of SAM3-LiteText: SAM 3 on images, with MobileCLIP's text tower."""
+    config = Sam3LiteTextConfig(
+        vision_config=copy.deepcopy(TINY_VIT),
+        # The length to which transformers' processor pads.
+        text_config={**TINY_TEXT, "max_position_embeddings": 32},
+        geometry_encoder_config={**HEADS, "num_layers": 1},
+        detr_encoder_config={**HEADS, "num_layers": 1},
+        detr_decoder_config={**HEADS, "num_layers": 2, "num_queries": 5},
+        mask_decoder_config={"hidden_size": WIDTH, "num_attention_heads": 4},
+    )
+    torch.manual_seed(0)
+    model = stir(Sam3LiteTextModel(config))
+    see_concepts(model)
+    model.save_pretrained(folder)
+    size = {"height": 112, "width": 112}
+    Sam3Processor(
+        Sam3ImageProcessor(size=size, mask_size={"height": 32, "width": 32}), build_tokenizer(32)
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_sam2(folder: Path) -> Path:
+    """A folder with the layout of SAM 2: objects, in images and in video."""
+    width = 128
+    config = Sam2VideoConfig(
+        vision_config={
+            "model_type": "sam2_vision_model",
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": 16,
+                "image_size": [128, 128],
+                "blocks_per_stage": [1, 1, 2, 1],
+                "embed_dim_per_stage": [16, 32, 64, 128],
+                "num_attention_heads_per_stage": [1, 1, 2, 4],
+                "window_size_per_stage": [8, 4, 4, 4],
+                "window_positional_embedding_background_size": [4, 4],
+                "global_attention_blocks": [3],
+            },
+            "backbone_channel_list": [128, 64, 32, 16],
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            "fpn_hidden_size": width,
+        },
+        prompt_encoder_config={"hidden_size": width, "image_size": 128, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": width,
+            "mlp_dim": 64,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": width,
+        },
+        image_size=128,
+        memory_attention_hidden_size=width,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=64,
+        memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=width,
+        mask_downsampler_embed_dim=width,
+        memory_fuser_embed_dim=width,
+        memory_fuser_intermediate_dim=64,
+    )
+    torch.manual_seed(0)
+    model = see_objects(stir(Sam2VideoModel(config)))
     model.save_pretrained(folder)
     size = {"height": 128, "width": 128}
     Sam2VideoProcessor(

@@ -36,7 +36,8 @@ def processor(variant: str | EfficientSam3Config) -> EfficientSam3Processor:
         score_temperature=configuration.score_temperature,
         score_bias=configuration.score_bias,
     )
-    return EfficientSam3Processor(image_processor, build_tokenizer(configuration.context_length))
+    tokenizer = build_tokenizer(configuration.context_length, configuration.words)
+    return EfficientSam3Processor(image_processor, tokenizer)
 
 
 def save(

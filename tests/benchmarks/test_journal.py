@@ -8,7 +8,7 @@ import pytest
 from efficientsam3_hf.benchmarks.image_tasks import promptable
 from efficientsam3_hf.benchmarks.journal import Journal
 from efficientsam3_hf.benchmarks.tasks import Outcome
-from efficientsam3_hf.benchmarks.video_tasks import apart, counts
+from efficientsam3_hf.benchmarks.video_tasks import apart, frames_in_range
 from efficientsam3_hf.data.samples import Masklet
 
 
@@ -74,10 +74,9 @@ def test_a_pixel_belongs_to_the_surest_object():
     assert masks[7].tolist() == [[True, False, False]]
 
 
-def test_an_object_of_lvos_counts_within_its_range():
-    inside = Masklet({}, 1, {"frame_range": {"start": "00005", "end": "00010"}})
+def test_an_object_of_lvos_counts_in_its_range_without_the_end():
+    ranged = Masklet({}, 1, {"frame_range": {"start": "00000006", "end": "00000016"}})
+    names = [f"{number:08d}" for number in range(1, 22)]
 
-    assert [counts(inside, name) for name in ("00004", "00005", "00010", "00011")] == [
-        *(False, True, True, False)
-    ]
-    assert counts(Masklet({}, 1), "not_a_number")
+    assert frames_in_range(ranged, [0, 5, 10, 15, 20], names) == [5, 10]
+    assert frames_in_range(Masklet({}, 1), [0, 5], ["not", "numbers"]) == []

@@ -108,6 +108,20 @@ def test_concepts_score_in_the_official_form_to_the_reported_numbers(run, tmp_pa
     assert result.measurements[0].units == 8 * 4 - 1  # pairs, less the one in doubt
 
 
+def test_annotators_of_other_pairs_are_an_error(run, tmp_path, monkeypatch):
+    write_synthetic(tmp_path / "gold", "saco", "test", count=2, side=SIDE)
+    annotations = tmp_path / "gold" / "gold_synthetic_merged_a_release_test.json"
+    other = json.loads(annotations.read_text())
+    gone = other["images"].pop()["id"]
+    other["annotations"] = [each for each in other["annotations"] if each["image_id"] != gone]
+    annotations.with_name(annotations.name.replace("_a_", "_b_")).write_text(json.dumps(other))
+    (subset,) = find_subsets(tmp_path / "gold", ["saco"])
+    monkeypatch.setattr(image_tasks, "find_concepts", answers(subset.open(None).samples))
+
+    with pytest.raises(ValueError, match=r"_b_release_test\.json has other pairs"):
+        run(image_tasks.ConceptTask(), [subset])
+
+
 def test_subsets_are_averaged_unweighted(run, tmp_path, monkeypatch):
     for name, count in (("one", 3), ("two", 6)):
         write_synthetic(tmp_path / "gold", "saco", "test", count=count, side=SIDE)
@@ -124,7 +138,7 @@ def test_subsets_are_averaged_unweighted(run, tmp_path, monkeypatch):
     assert one != two
     assert mean == pytest.approx((one + two) / 2)
     assert [each.dataset for each in result.headline] == ["SA-Co/Gold"] * 3
-    assert (result.folder / "unitsone.npz").is_file()
+    assert (result.folder / "units-one.npz").is_file()
 
 
 def test_detections_score_by_pycocotools_to_the_reported_numbers(run, tmp_path, monkeypatch):
@@ -205,11 +219,14 @@ def follow_truth(clips: Any) -> Any:
     return follow_objects
 
 
-@pytest.mark.parametrize("form", ["davis2017", "youtube_vos", "sav_folders"])
+@pytest.mark.parametrize("form", ["davis2017", "mosev2", "youtube_vos", "sav_folders"])
 def test_pngs_score_to_the_reported_numbers(form, run, tmp_path, monkeypatch):
     split = "val"
-    write_synthetic(tmp_path / "data", form, split, count=2, side=SIDE, num_frames=13)
-    (subset,) = find_subsets(tmp_path / "data", video_tasks.VosTask.formats)
+    write_synthetic(
+        tmp_path / "data", form.removesuffix("v2"), split, count=2, side=SIDE, num_frames=13
+    )
+    asked = form if form == "mosev2" else None  # its files are those of MOSE
+    (subset,) = find_subsets(tmp_path / "data", video_tasks.VosTask.formats, asked)
     clips = list(subset.open(None).samples)
     monkeypatch.setattr(video_tasks, "follow_objects", follow_truth(clips))
 
@@ -229,14 +246,15 @@ def test_pngs_score_to_the_reported_numbers(form, run, tmp_path, monkeypatch):
                 labels = [np.asarray(Image.open(folder / f"{stem}.png")) for stem in frames]
                 predicted = [each == number for each in labels]
             truth = [masklet.rles.get(index) for index in clip.annotated_frames]
-            if rule == "davis" and truth[0] is None:
+            if rule in ("davis", "mosev2") and truth[0] is None:
                 continue  # not in the first frame
             score = video_objects.score_object(predicted, truth, rule)
             if score is not None:
                 scores.append(score)
     expected = video_objects.summarize(units.stack(scores))
-    assert 0.2 < expected["J&F"] < 0.98
-    for name in ("J", "F", "J&F"):
+    second = "F_dot" if form == "mosev2" else "F"
+    assert 0.2 < expected[f"J&{second}"] < 0.98
+    for name in ("J", second, f"J&{second}"):
         assert by_metric(result)[name] == pytest.approx(expected[name], abs=1e-12)
 
 
@@ -260,6 +278,32 @@ def test_youtube_vos_tells_seen_categories_from_the_training_set(run, tmp_path, 
 
     parts = [found[f"{name}_{part}"] for name in "JF" for part in ("seen", "unseen")]
     assert found["G"] == pytest.approx(np.mean(parts))
+
+
+def test_lvos_counts_the_frames_of_an_object_s_range_and_not_its_end(run, tmp_path, monkeypatch):
+    write_synthetic(tmp_path / "data", "lvos", "val", count=1, side=SIDE, num_frames=10)
+    path = tmp_path / "data" / "val_meta.json"
+    meta = json.loads(path.read_text())
+    (video,) = meta["videos"].values()
+    for each in video["objects"].values():
+        each["frame_range"] = {"start": "00000002", "end": "00000007", "frame_nums": "5"}
+    path.write_text(json.dumps(meta))
+    (subset,) = find_subsets(tmp_path / "data", ["lvos"])
+    (clip,) = subset.open(None).samples
+    monkeypatch.setattr(video_tasks, "follow_objects", follow_truth([clip]))
+
+    result = run(video_tasks.VosTask(), [subset])
+
+    expected = []
+    for number, masklet in enumerate(clip.masklets, start=1):
+        ious = []
+        for frame in range(2, 7):  # as its evaluator goes through them
+            labels = Image.open(result.predictions[0] / str(clip.source_id) / f"{frame:05d}.png")
+            rle = masklet.rles.get(frame)
+            truth = np.zeros((SIDE, SIDE), dtype=bool) if rle is None else decode_rle(rle)
+            ious.append(video_objects.region_similarity(np.asarray(labels) == number, truth))
+        expected.append(np.mean(ious))
+    assert units.load(result.folder / "units.npz")["J"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_masklets_score_in_the_official_form_to_the_reported_numbers(run, tmp_path, monkeypatch):

@@ -67,6 +67,16 @@ def edgetam(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lite_text(tmp_path_factory) -> Path:
+    return tiny_stock.write_lite_text(tmp_path_factory.mktemp("tiny-lite-text"))
+
+
+@pytest.fixture(scope="session")
+def sam2(tmp_path_factory) -> Path:
+    return tiny_stock.write_sam2(tmp_path_factory.mktemp("tiny-sam2"))
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """A folder of datasets: two pictures or one clip of each kind."""
     folder = tmp_path_factory.mktemp("world")

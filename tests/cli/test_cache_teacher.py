@@ -3,8 +3,7 @@
 import pytest
 from sam3_teachers import write_pictures
 
-from efficientsam3_hf.cli.cache_teacher import CodecName, Form, Kind
-from efficientsam3_hf.distillation.cache_command import FORMS
+from efficientsam3_hf.cli.cache_teacher import CodecName, Kind
 from efficientsam3_hf.distillation.codecs import CODECS
 from efficientsam3_hf.distillation.teacher import KINDS
 from efficientsam3_hf.distillation.teacher_cache import TeacherCache
@@ -13,7 +12,6 @@ SMALL = ("--workers", 0, "--device", "cpu", "--dtype", "float32")
 
 
 def test_names_are_those_that_there_are():
-    assert [each.value for each in Form] == list(FORMS)
     assert [each.value for each in Kind] == list(KINDS)
     assert [each.value for each in CodecName] == list(CODECS)
 
@@ -41,7 +39,7 @@ def test_a_folder_of_pictures_becomes_a_cache(command, sam3, tmp_path):
     ("changes", "message"),
     [
         (["--images", "nowhere"], "nowhere is no folder"),
-        (["--kind", "clip"], "--kind clip does not go with --form own"),
+        (["--format", "sa1bb"], "'sa1bb' is no format of pictures. Did you mean 'sa1b'?"),
         (["--codec", "jpeg"], "Invalid value for '--codec'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,9 @@ def test_the_names_of_tasks_are_those_that_there_are():
     [
         ("ours", set()),
         ("sam3", set()),
+        ("lite_text", {"coco-box", "clicks", "vos", "concept-video"}),
         ("edgetam", {"concept", "detection", "concept-video", "text", "features"}),
+        ("sam2", {"concept", "detection", "concept-video", "text", "features"}),
     ],
 )
 def test_every_family_runs_through_the_same_command(
@@ -60,9 +63,12 @@ def test_every_family_runs_through_the_same_command(
     for key, entry in results.items():
         assert entry["measurements"], key
         assert all(np.isfinite(each["value"]) for each in entry["measurements"])
+        assert {(each["draws"], each["seed"]) for each in entry["measurements"]} == {(20, 0)}
         assert entry["skipped"] == []
-    assert results["coco-box-coco"]["measurements"][0]["value"] > 0
-    assert results["coco-box-coco"]["measurements"][0]["split"] == "val2017, first 2 of 4"
+    known = [entry["measurements"][0] for key, entry in results.items() if key.endswith("-coco")]
+    assert {each["split"] for each in known} == {"val2017, first 2 of 4"}
+    if "coco-box" in done:
+        assert results["coco-box-coco"]["measurements"][0]["value"] > 0
 
 
 def test_several_models_share_a_table(command, ours, edgetam, world, tmp_path):
@@ -108,9 +114,9 @@ def test_two_processes_give_the_numbers_of_one(command, ours, world, tmp_path):
     assert parts(first) == parts(second)
     assert len(parts(first)) == 4
     assert numbers(first) == numbers(second)
-    for written in ("predictions/synthetic/predictions.json", "unitssynthetic.npz"):
+    for written in ("predictions/synthetic/predictions.json", "units-synthetic.npz"):
         assert (first / written).is_file()
-    kept, again = (units.load(folder / "unitssynthetic.npz") for folder in (first, second))
+    kept, again = (units.load(folder / "units-synthetic.npz") for folder in (first, second))
     assert all(np.array_equal(kept[name], again[name]) for name in kept)
 
 
@@ -199,6 +205,22 @@ def test_other_weights_in_the_same_folder_are_other_settings(command, world, tmp
     assert "weights: " in ran.err
 
 
+def test_other_annotations_of_the_same_names_are_other_settings(command, world, tmp_path, ours):
+    shutil.copytree(world / "coco", tmp_path / "coco")
+    (annotations,) = (tmp_path / "coco").glob("annotations/*.json")
+    arguments = ["evaluate", "-m", ours, "--task", "coco-box", "-d", tmp_path / "coco"]
+    arguments += ["-o", tmp_path / "out", "--limit", 1, *CPU]
+    assert command(*arguments).code == 0
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    annotations.write_text(json.dumps(content))
+
+    ran = command(*arguments)
+
+    assert ran.code == 2
+    assert "contents of records: " in ran.err
+
+
 def test_numbers_go_beside_the_weights_only_when_asked_for(command, world, tmp_path, ours):
     model = tmp_path / "model"
     model.mkdir()
@@ -219,8 +241,6 @@ def test_numbers_go_beside_the_weights_only_when_asked_for(command, world, tmp_p
 
 
 def test_a_picture_that_cannot_be_read_is_told(command, ours, world, tmp_path):
-    import shutil
-
     data = tmp_path / "coco"
     shutil.copytree(world / "coco", data)
     broken = sorted(data.rglob("*.jpg"))[1]
@@ -236,9 +256,38 @@ def test_a_picture_that_cannot_be_read_is_told(command, ours, world, tmp_path):
     assert "not counted, 1 of the records: COCO: 1" in ran.err
 
 
-def test_without_public_truth_there_are_predictions_and_no_numbers(command, ours, world, tmp_path):
-    import shutil
+@pytest.mark.parametrize("task", ["coco-box", "detection", "speed"])
+def test_pictures_of_which_none_can_be_read_are_no_result(task, command, ours, world, tmp_path):
+    data = tmp_path / "coco"
+    shutil.copytree(world / "coco", data)
+    for path in data.rglob("*.jpg"):
+        path.write_bytes(b"no picture")
 
+    ran = command("evaluate", "-m", ours, "--task", task, "-d", data, "-o", tmp_path / "out", *CPU)
+
+    assert ran.code == 2
+    assert "None of the 4 records of COCO could be read" in ran.err
+    assert not list(tmp_path.rglob("results.json"))
+
+
+@pytest.mark.parametrize("task", ["coco-box", "detection"])
+def test_without_annotations_nothing_is_scored(task, command, ours, world, tmp_path):
+    data = tmp_path / "coco"
+    shutil.copytree(world / "coco", data)
+    (path,) = data.glob("annotations/*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+
+    ran = command(
+        *("evaluate", "-m", ours, "--task", task, "-d", data, "-o", tmp_path / "out", "--json"),
+        *CPU,
+    )
+
+    assert ran.code == 0, ran.err
+    assert ran.json[0]["measurements"] == []
+    assert "Nothing was scored" in ran.err
+
+
+def test_without_public_truth_there_are_predictions_and_no_numbers(command, ours, world, tmp_path):
     data = tmp_path / "davis"
     shutil.copytree(world / "davis2017", data)
     for path in data.glob("Annotations/480p/*/*.png"):
@@ -267,6 +316,8 @@ def test_without_public_truth_there_are_predictions_and_no_numbers(command, ours
         (["--task", "coco-box", "-d", "WORLD/coco", "--split", "test"], "with a split 'test'"),
         (["--task", "coco-box", "-d", "WORLD/coco", "--format", "saco"], "--format saco will not"),
         (["--task", "coco-box", "-d", "WORLD/coco", "--clicks", "3"], "no use for --clicks"),
+        (["--task", "vos", "-d", "WORLD/davis2017", "--batch-size", "3"], "use for --batch-size"),
+        (["--suite", "quick", "-d", "WORLD", "--format", "coco"], "--format and --images go with"),
         (["--task", "text", "-d", "WORLD/text"], "needs --teacher"),
         (["--task", "concept", "-d", "WORLD/saco", "--images", "WORLD/coco"], "by --images where"),
         (["--task", "chess", "-d", "WORLD/coco"], "'chess' is not one of"),
@@ -288,6 +339,7 @@ def test_what_is_wrong_is_said(arguments, message, command, ours, world, tmp_pat
     ("model", "message"),
     [
         ("EMPTY", "holds no model"),
+        ("MISSING", "is no folder, and not to be had from the Hub"),
         ("edgetam", "cannot do 'concepts'; it can do objects, tracks"),
         ("HALF", "lacks"),
     ],
@@ -297,6 +349,8 @@ def test_a_folder_that_will_not_do_is_said(model, message, command, sam3, edgeta
     folder.mkdir()
     if model == "edgetam":
         folder = edgetam
+    if model == "MISSING":
+        folder = "mistyped"
     if model == "HALF":  # as transformers would load it, with random numbers and a warning
         from safetensors.torch import load_file, save_file
 
@@ -307,17 +361,8 @@ def test_a_folder_that_will_not_do_is_said(model, message, command, sam3, edgeta
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
     ran = command(
-        *(
-            "evaluate",
-            "-m",
-            folder,
-            "--task",
-            "concept",
-            "-d",
-            world / "saco",
-            "-o",
-            tmp_path / "o",
-        ),
+        *("evaluate", "-m", folder, "--task", "concept", "-d", world / "saco"),
+        *("-o", tmp_path / "o"),
         *CPU,
     )
 

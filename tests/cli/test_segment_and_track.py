@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from efficientsam3_hf import EfficientSam3Model
+from efficientsam3_hf.data import track_writers, video
 from efficientsam3_hf.data.masks_rle import decode_rle
 from efficientsam3_hf.data.video import open_video
 
@@ -49,6 +52,42 @@ def test_segment_writes_a_picture_and_masks(
     drawn, plain = np.asarray(Image.open(overlay)), np.asarray(Image.open(picture))
     assert drawn.shape == plain.shape
     assert (drawn != plain).any()
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "transparent"])
+def test_the_model_sees_and_the_overlay_shows_what_the_picture_shows(
+    kind, command, ours, tmp_path, monkeypatch
+):
+    path, value = tmp_path / "picture.png", 51
+    if kind == "16 bits":
+        Image.fromarray(np.full((60, 90), 51 * 257, dtype=np.uint16)).save(path)
+    else:
+        Image.new("RGBA", (90, 60), (0, 0, 0, 204)).save(path)
+    seen = []
+    original = EfficientSam3Model.get_vision_features
+
+    def get_vision_features(self, pixel_values, **inputs):
+        seen.append(pixel_values)
+        return original(self, pixel_values, **inputs)
+
+    monkeypatch.setattr(EfficientSam3Model, "get_vision_features", get_vision_features)
+
+    ran = command("segment", path, "-m", ours, "--text", "cat", "--threshold", "1", *CPU)
+
+    assert ran.code == 0, ran.err
+    torch.testing.assert_close(seen[0], torch.full((1, 3, 112, 112), value / 127.5 - 1))
+    with Image.open(path.with_suffix(".found.png")) as overlay:
+        assert overlay.getcolors() == [(90 * 60, (value,) * 3)]
+
+
+def test_a_picture_that_cannot_be_read_is_said(command, ours, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no picture")
+
+    ran = command("segment", path, "-m", ours, "--text", "cat", *CPU)
+
+    assert ran.code == 2
+    assert "is not an image that can be read" in ran.err
 
 
 def test_segment_says_when_nothing_is_found(command, picture, ours, tmp_path):
@@ -95,6 +134,34 @@ def test_track_follows_what_is_pointed_at(
     assert {record["object_id"] for record in records} == set(objects)
 
 
+@pytest.mark.parametrize("prompt", [["--box", "5,5,40,40"], ["--text", "dog"]])
+def test_track_writes_each_frame_before_the_next_is_read(
+    prompt, command, clip, ours, tmp_path, monkeypatch
+):
+    read: list[int] = []
+    ahead: list[int] = []
+    frames_of = video.PicturesVideo.frames
+
+    def frames(self):
+        for frame in frames_of(self):
+            read.append(frame.index)
+            yield frame
+
+    class Spy:
+        def write(self, result, pixels):
+            ahead.append(len(read) - result.frame_index)
+
+    monkeypatch.setattr(video.PicturesVideo, "frames", frames)
+    monkeypatch.setattr(track_writers, "open_writers", lambda *arguments: [Spy()])
+
+    ran = command("track", clip, "-m", ours, *prompt, "-o", tmp_path / "tracks.mp4", *CPU)
+
+    assert ran.code == 0, ran.err
+    assert len(ahead) == len(read) == 4
+    if "--box" in prompt:
+        assert ahead == [1] * 4  # concepts may wait until they are confirmed
+
+
 @pytest.mark.parametrize(
     ("family", "prompt"),
     [
@@ -134,6 +201,7 @@ def test_track_follows_concepts(family, prompt, command, clip, request, tmp_path
         (["track", "nowhere.mp4", "-m", "OURS", "-t", "dog"], "no video nowhere.mp4"),
         (["track", "CLIP", "-m", "OURS", "--point", "1,2", "--exemplars"], "goes with --box"),
         (["track", "CLIP", "-m", "OURS", "--point", "1,2", "--frame", "9"], "no frame 9"),
+        (["track", "CLIP", "-m", "OURS", "--point", "1,2", "-o", "a.webm"], "does not end in .mp4"),
         (["track", "CLIP", "-m", "SAM3", "--point", "1,2", "--box", "1,2,9,9"], "not both"),
     ],
 )

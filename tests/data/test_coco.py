@@ -1,6 +1,7 @@
 """COCO, LVIS and Roboflow: written and read, and hand-written files of the documented form."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -336,3 +337,18 @@ def test_a_dataset_may_lie_at_an_address(tmp_path):
     near = load(CocoImages(str(tmp_path)))
     assert without_pixels(far) == without_pixels(near)
     np.testing.assert_array_equal(far[3].image, near[3].image)
+
+
+def test_what_is_broken_is_named(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_text('{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 2}], ')
+    with pytest.raises(ValueError, match=r"instances_val2017\.json is no JSON that can be read"):
+        load(CocoImages(str(tmp_path)))
+
+    path.write_text(path.read_text() + '"annotations": [], "categories": []}')
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "a.jpg").write_bytes(b"no picture")
+    samples = load(CocoImages(str(tmp_path)))
+    assert list(samples) == []
+    assert re.search(r"a\.jpg, of 10 bytes, is in no form", samples.broken.listed()["1"])

@@ -1,11 +1,11 @@
 """Order, subsets, shares and resumption of records."""
 
-import json
+import pickle
 import sys
-from itertools import islice
 
 import pytest
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from efficientsam3_hf.data.loading import Choice, Reader, load
 from efficientsam3_hf.data.sa1b import Sa1b, write_sa1b
@@ -127,44 +127,28 @@ def test_a_part_of_a_stream_leaves_the_whole_as_it_is(tars, kind: int):
     assert int(whole.epoch) == 0
 
 
-class Marked(IterableDataset):
-    """Samples of a stream with the worker that read each, and the state of its stream there.
-
-    As torchdata's `StatefulDataLoader` does, the state is taken in the worker, after each sample.
-    """
-
-    def __init__(self, stream, states=None):
-        self.stream, self.states = stream, states or {}
-
-    def __iter__(self):
-        worker = get_worker_info().id
-        if worker in self.states:
-            self.stream.load_state_dict(self.states[worker])
-        for sample in self.stream:
-            yield sample.source_id, worker, self.stream.state_dict()
-
-
+# torchdata 0.11 calls what torch 2.15 has deprecated. Can go when it does so no more.
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 @pytest.mark.parametrize("kind", [0, 1])
-@pytest.mark.parametrize("done", [1, 4, 9])
-def test_two_ranks_with_two_workers_go_on_in_mid_epoch(tars, kind: int, done: int):
-    seen = []
-    for rank in range(2):
-        stream = streams(tars)[kind].shuffle(seed=1, buffer_size=3).split(rank, 2)
+@pytest.mark.parametrize(("workers", "done"), [(0, 4), (2, 1), (2, 7)])
+def test_a_loader_with_states_goes_on_in_mid_epoch(tars, kind: int, workers: int, done: int):
+    def begin() -> StatefulDataLoader:
+        stream = streams(tars)[kind].shuffle(seed=1, buffer_size=3).split(1, 2)
         stream.set_epoch(2)
-        states = {}
-        for name, worker, state in islice(loader_of(Marked(stream)), done):
-            seen.append(name)
-            states[worker] = json.loads(json.dumps(state))  # as a checkpoint keeps it
+        return StatefulDataLoader(stream, batch_size=None, num_workers=workers)
 
-        resumed = streams(tars)[kind].shuffle(seed=1, buffer_size=3).split(rank, 2)
-        resumed.set_epoch(2)
-        seen += [name for name, _, _ in loader_of(Marked(resumed, states))]
+    whole = names(begin())
+    loader = begin()
+    iterator = iter(loader)
+    first = [next(iterator).source_id for _ in range(done)]
+    state = pickle.loads(pickle.dumps(loader.state_dict()))  # as accelerate keeps it
+    del iterator
 
-    assert sorted(seen) == sorted(EVERY)
+    resumed = begin()
+    resumed.load_state_dict(state)
 
-
-def loader_of(dataset):
-    return DataLoader(dataset, batch_size=None, num_workers=2)
+    assert first + names(resumed) == whole
+    assert names(resumed) == whole  # the next epoch begins at its beginning
 
 
 @pytest.mark.parametrize("world_size", [4, 5])

@@ -45,6 +45,19 @@ def test_phrases_may_be_given_or_differ(folder):
     assert asked(load(OwnImages(str(folder), ["x"]))) == {"2.PNG": ["x"], "beach/1.jpg": ["x"]}
 
 
+def test_pictures_of_16_bits_and_transparent_ones_are_as_they_look(tmp_path):
+    folder = tmp_path / "video"
+    folder.mkdir()
+    Image.fromarray(np.full((4, 6), 51 * 257, dtype=np.uint16)).save(folder / "deep.png")
+    Image.new("RGBA", (6, 4), (0, 0, 0, 204)).save(folder / "glass.png")
+
+    samples = list(load(OwnImages(str(folder)), on_error="raise"))
+    (clip,) = load(OwnVideos(str(tmp_path)), on_error="raise")
+
+    for pixels in [*(sample.image for sample in samples), *(each.pixels for each in clip.video)]:
+        assert np.array_equal(pixels, np.full((4, 6, 3), 51))
+
+
 def test_photographs_are_turned_as_the_camera_was_held(tmp_path):
     picture = Image.new("RGB", (8, 6))
     exif = picture.getexif()

@@ -12,6 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from efficientsam3_hf.data.clips import Cut
+from efficientsam3_hf.data.files import find
 from efficientsam3_hf.data.loading import load
 from efficientsam3_hf.data.sav import SavFolders, SavVideos, write_sav_folders, write_sav_videos
 from efficientsam3_hf.data.synthetic import Clips
@@ -50,6 +51,15 @@ def tars(tmp_path_factory, clips) -> str:
 def far_tars(tars) -> str:
     fsspec.filesystem("memory").put(tars + "/", "/sav_tars/", recursive=True)
     return "memory://sav_tars"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, folders) -> str:
+    """The tar of SA-V's "val" as it comes, less its pictures' number."""
+    path = tmp_path_factory.mktemp("sav_archive") / "sav_val.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(folders, "sav_val")
+    return f"tar://sav_val::{path}"
 
 
 def difference(frames, expected) -> float:
@@ -295,3 +305,34 @@ def test_clips_with_other_annotations_cannot_be_written(tmp_path):
 
     with pytest.raises(ValueError, match="every 4th from the first on"):
         write_sav_videos([clip], tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_videos_are_read_out_of_their_tar(archive, folders, workers):
+    expected = load(SavFolders(folders, cut=Cut(4, 2)), on_error="raise")
+
+    samples = load(SavFolders(archive, cut=Cut(4, 2)), on_error="raise")
+
+    loader = DataLoader(samples, batch_size=None, num_workers=workers, collate_fn=as_it_is)
+    for sample, other in zip(loader, expected, strict=True):
+        assert sample.source_id == other.source_id
+        assert sample.masklets == other.masklets
+        assert np.array_equal(sample.frames, other.frames)
+
+
+def as_it_is(sample):
+    return sample
+
+
+def test_each_process_opens_an_archive_itself(archive, monkeypatch):
+    filesystem, _ = find(archive)
+    assert find(archive)[0] is filesystem
+
+    monkeypatch.setattr("efficientsam3_hf.data.files.os.getpid", lambda: -1)
+
+    assert find(archive)[0] is not filesystem  # two would move the place in one file
+
+
+def test_an_archive_is_not_searched(archive):
+    with pytest.raises(ValueError, match="cannot be searched"):
+        load(SavVideos(archive))

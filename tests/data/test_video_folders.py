@@ -1,6 +1,7 @@
 """DAVIS, MOSE, LVOS and YouTube-VOS."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,18 @@ def test_what_is_written_is_read(tmp_path, clips, form: str):
         assert [m.details for m in found.masklets] == details
         frames = np.stack([frame.pixels for frame in found.video])
         assert np.abs(frames.astype(int) - np.stack(clip.frames)).mean() < 8
+
+
+def test_a_zip_is_read_as_it_is(tmp_path, clips):
+    write_video_folders(clips, tmp_path / "DAVIS", "davis2017", "val")
+    shutil.make_archive(str(tmp_path / "trainval"), "zip", tmp_path, "DAVIS")
+
+    zipped = load(Davis2017(f"zip://DAVIS::{tmp_path}/trainval.zip", "val"), on_error="raise")
+
+    for found, expected in zip(zipped, load(Davis2017(str(tmp_path / "DAVIS"))), strict=True):
+        assert found.masklets == expected.masklets
+        frames = [[frame.pixels for frame in each.video] for each in (found, expected)]
+        assert np.array_equal(*frames)
 
 
 def test_cuts_begin_at_annotated_frames(tmp_path, clips):

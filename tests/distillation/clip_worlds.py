@@ -1,21 +1,10 @@
-"""Clips, a student that differs from its teacher in memory alone, and runs in other processes.
+"""Clips, and a student that differs from its teacher in memory alone."""
 
-python clip_worlds.py OUTPUT_DIR KILL_IN_STEP {"max_steps": 4, ...}
-"""
-
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from distillation.worlds import tiny_teacher
 from tiny import TINY_VIT, stir, tiny_config, tiny_video_config
-from transformers import TrainerCallback
 
 from efficientsam3_hf import (
     EfficientSam3ImageProcessor,
@@ -94,58 +83,3 @@ def trained_weights(made: MemoryDistillationTrainer) -> dict[str, torch.Tensor]:
         for name, weight in made.family.named_parameters()
         if weight.requires_grad
     }
-
-
-class Kill(TrainerCallback):
-    """Ends the process as a power cut would, in the middle of a step."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_substep_end(self, args, state, control, **kwargs) -> None:
-        """Of several batches of a step, the first is done."""
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def start(folder: Path, kill: int = -1, rank: int = 0, port: int = 0, **fields: Any):
-    """Train in another process, which writes `weights.pt`; with a port, in one of two."""
-    places = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
-    if port:
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        fields["ddp_backend"] = "gloo"
-    words = [sys.executable, __file__, str(folder), str(kill), json.dumps(fields)]
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> None:
-    """Wait for the end of a process, which must be this one."""
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def main() -> None:
-    """What `start` runs."""
-    torch.set_num_threads(1)
-    folder, kill, fields = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    made = make_trainer(folder, **fields)
-    if kill >= 0:
-        made.add_callback(Kill(kill))
-    made.train(resume_from_checkpoint=True)
-    if made.is_world_process_zero():
-        torch.save(trained_weights(made), Path(folder, "weights.pt"))
-
-
-if __name__ == "__main__":
-    main()

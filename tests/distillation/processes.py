@@ -1,40 +1,50 @@
-"""Runs of `train_tiny.py`: alone, in pairs, and killed."""
+"""Runs of tiny stages: by two processes, and killed."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from ranks import Started, free_port, kill_itself, of_several
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from efficientsam3_hf.distillation.ema import EMA_FILE
-from efficientsam3_hf.distillation.trainer import last_checkpoint
+from efficientsam3_hf.distillation.launch import prepare
+from efficientsam3_hf.distillation.trainer import DistillationTrainer
 
-SCRIPT = Path(__file__).with_name("train_tiny.py")
-
-
-def start(stage: str, folder: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    """Begin a run."""
-    root = Path(__file__).parents[2]
-    places = [str(root / "src"), str(root / "tests")]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), stage, str(folder), *flags],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+# A function of a module of helpers: of a folder, and of fields of the stage's arguments.
+Make = Callable[..., DistillationTrainer]
 
 
-def finish(*processes: subprocess.Popen) -> None:
-    """Wait for runs, which must end well."""
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+class Kill(TrainerCallback):
+    """Ends the process as a power cut would, at the beginning of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """So many steps are done."""
+        if state.global_step == self.step:
+            kill_itself()
+
+
+def train(make: Make, folder: Path, fields: dict[str, Any], kill: int = -1) -> None:
+    """Train, or go on with it, and keep the student; or be killed in a step."""
+    trainer = make(folder, **fields)
+    if kill >= 0:
+        trainer.add_callback(Kill(kill))
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+
+
+def train_by_command(config: Path, flags: list[str], kill: int = -1) -> None:
+    """The same, as the command does it."""
+    run = prepare(config, flags)
+    if kill >= 0:
+        run.trainer.add_callback(Kill(kill))
+    run.train()
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -42,39 +52,37 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def train_by_one_and_by_two(stage: str, folder: Path, *flags: str) -> tuple[dict, dict]:
+def train_by_one_and_by_two(make: Make, folder: Path, **fields: Any) -> tuple[dict, dict]:
     """Weights after two steps on four samples each: by one process, and by two that share them."""
-    flags = (*flags, "--max_steps", "2", "--optim", "sgd", "--freeze_norms", "true")
-    flags = (*flags, "--learning_rate", "0.01", "--save_strategy", "no", "--logging_steps", "1")
-    alone = start(stage, folder / "one", *flags, "--per_device_train_batch_size", "4")
-    network = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared = (*flags, "--per_device_train_batch_size", "2", "--ddp_backend", "gloo")
+    fields = {"max_steps": 2, "optim": "sgd", "freeze_norms": True, "learning_rate": 0.01, **fields}
+    shared = {**fields, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+    port = free_port()
     pair = [
-        start(stage, folder / "two", *shared, **network, RANK=str(rank), LOCAL_RANK=str(rank))
+        Started(train, make, folder / "two", shared, **of_several(rank, 2, port))
         for rank in range(2)
     ]
-    finish(alone, *pair)
+    train(make, folder / "one", {**fields, "per_device_train_batch_size": 4})
+    for each in pair:
+        each.finish()
     return weights_of(folder / "one"), weights_of(folder / "two")
 
 
-def train_whole_and_killed(stage: str, folder: Path, *flags: str) -> None:
-    """A run of eight steps is killed after its first checkpoint, goes on, and ends as another."""
-    flags = (*flags, "--max_steps", "8", "--save_steps", "2", "--ema_decay", "0.9")
-    flags = (*flags, "--per_device_train_batch_size", "4", "--learning_rate", "1e-3")
-    unharmed = start(stage, folder / "whole", *flags)
-    victim = start(stage, folder / "killed", *flags)
-    deadline = time.monotonic() + 250
-    while last_checkpoint(folder / "killed") is None and victim.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    finish(unharmed)
+def train_whole_and_killed(make: Make, folder: Path, **fields: Any) -> None:
+    """A run of four steps is killed in one of them, goes on, and ends as another."""
+    fields = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, **fields}
+    kill = random.randint(1, 3)
+    victim = Started(train, make, folder / "killed", fields, kill)
+    train(make, folder / "whole", fields)
+    victim.finish(code=-9)
+    assert (folder / "killed" / f"checkpoint-{kill}").is_dir()
     assert not (folder / "killed" / "model.safetensors").exists()  # it did not come to the end
 
-    finish(start(stage, folder / "killed", *flags))
+    train(make, folder / "killed", fields)
 
-    for file in ("model.safetensors", "checkpoint-8/model.safetensors", f"checkpoint-8/{EMA_FILE}"):
+    files = ["model.safetensors", "checkpoint-4/model.safetensors"]
+    if "ema_decay" in fields:
+        files.append(f"checkpoint-4/{EMA_FILE}")
+    for file in files:
         whole, killed = load_file(folder / "whole" / file), load_file(folder / "killed" / file)
         for name, tensor in whole.items():
             torch.testing.assert_close(killed[name], tensor, rtol=0, atol=1e-6)
@@ -85,10 +93,3 @@ def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) 
     common = weights.keys() & others.keys()
     assert common
     return sum((weights[name] - others[name]).abs().sum().item() for name in common)
-
-
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,18 +1,11 @@
-"""What stage 1+ needs to run on tiny models; as a program, a process that may be killed.
+"""What stage 1+ needs to run on tiny models."""
 
-python prompt_worlds.py OUTPUT_DIR --max_steps 8 ...
-
-Flags are those of the stage's arguments.
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from distillation.worlds import tiny_teacher
 from tiny import tiny_config, tiny_video_config, tiny_vision
-from transformers import HfArgumentParser
 
 from efficientsam3_hf import zoo
 from efficientsam3_hf.data.collators import ImageCollator
@@ -56,13 +49,11 @@ def make_trainer(
     student: Family | None = None,
     teacher: Family | None = None,
     ask: str = "phrases",
-    arguments: PromptDistillationArguments | None = None,
     **fields: Any,
 ) -> PromptDistillationTrainer:
     teacher = teacher or tiny_teacher()
     student = student or prompt_student(teacher)
-    if arguments is None:
-        arguments = PromptDistillationArguments(output_dir=str(folder), **{**SETTINGS, **fields})
+    arguments = PromptDistillationArguments(output_dir=str(folder), **{**SETTINGS, **fields})
     processor = zoo.processor(student.configuration)
     other = zoo.processor(teacher.configuration).image_processor
     return PromptDistillationTrainer(
@@ -73,17 +64,3 @@ def make_trainer(
         eval_dataset=scenes(3, ask=ask),
         data_collator=ImageCollator(processor, (32, 32), teacher_processor=other),
     )
-
-
-def main() -> None:
-    folder, *flags = sys.argv[1:]
-    words = [f"--{name}={value}" for name, value in {**SETTINGS, "output_dir": folder}.items()]
-    parser = HfArgumentParser(PromptDistillationArguments)  # pyright: ignore
-    (arguments,) = parser.parse_args_into_dataclasses([*words, *flags])
-    trainer = make_trainer(Path(folder), arguments=arguments)
-    trainer.train(resume_from_checkpoint=True)
-    trainer.save_model()
-
-
-if __name__ == "__main__":
-    main()

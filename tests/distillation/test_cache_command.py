@@ -50,7 +50,7 @@ def test_a_folder_of_pictures_becomes_a_cache(folders, tmp_path, capsys):
 
 
 def test_a_folder_of_videos_becomes_a_cache_of_frames(folders, tmp_path):
-    options = {"kind": "clip", "form": "own_videos", "frames": 3}
+    options = {"kind": "clip", "frames": 3}
     options["images"] = str(folders / "videos")
 
     report = run(
@@ -99,15 +99,20 @@ def test_flags_and_files_say_the_same(folders, tmp_path):
         main(["--config", str(config)])
 
 
+def test_what_is_made_anew_is_not_cached(folders, tmp_path):
+    with pytest.raises(ValueError, match="'synthetic' are made anew"):
+        run(arguments(folders, tmp_path / "cache", format="synthetic"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"images": ""}, "--images is missing: the folder of the pictures or videos"),
         ({"output": ""}, "--output is missing: the folder of the cache"),
-        ({"form": "imagenet"}, "--form is one of own, sa1b"),
+        ({"format": "cocoa"}, "'cocoa' is no format of pictures. Did you mean 'coco'"),
         ({"kind": "neck"}, "--kind is one of trunk, levels"),
-        ({"kind": "clip"}, "--kind clip does not go with --form own: clips are of videos"),
-        ({"form": "own_videos"}, "--kind trunk does not go with --form own_videos"),
+        ({"kind": "clip", "format": "sa1b"}, "'sa1b' is no format of clips"),
+        ({"format": "davis"}, "'davis' is no format of pictures"),
     ],
 )
 def test_arguments_that_mean_nothing_are_errors(changes: dict, message: str):

@@ -10,6 +10,7 @@ from efficientsam3_hf.distillation.feature_losses import (
     angle_error,
     channel_variance,
     order_error,
+    pointer_error,
     same_size,
     token_angle,
     token_error,
@@ -128,3 +129,12 @@ def test_a_channel_without_variance_does_not_outweigh_all_others():
 
     assert variance[2] == pytest.approx(0.01 * tokens.var(dim=0, correction=0).mean().item())
     torch.testing.assert_close(variance[:2], tokens.var(dim=0, correction=0)[:2])
+
+
+def test_pointer_error_knows_no_scale():
+    teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    student = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+
+    for scale in (1.0, 100.0):
+        error = pointer_error(scale * student, scale * teacher)
+        torch.testing.assert_close(error, torch.tensor([0.0, 1.0]))

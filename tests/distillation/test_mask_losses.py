@@ -10,6 +10,7 @@ from efficientsam3_hf.distillation.mask_losses import (
     cross_entropy,
     dice_loss,
     focal_loss,
+    overlap,
     soft_masks,
 )
 
@@ -62,3 +63,11 @@ def test_what_is_no_picture_counts_nothing(name, logits, hard):
     assert leaf.grad is not None
     assert not leaf.grad[~valid.expand_as(leaf)].any()
     assert leaf.grad[valid.expand_as(leaf)].all()
+
+
+def test_overlap_is_that_of_pixels_and_one_of_nothing():
+    logits = torch.tensor([[[4.0, -4.0], [1.0, -1.0]], [[-3.0, -2.0], [-5.0, -1.0]]])
+    inside = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+
+    assert overlap(logits, inside).tolist() == [0.5, 1.0]
+    assert overlap(-logits, inside).tolist() == [0.0, 0.0]

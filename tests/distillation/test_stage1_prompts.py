@@ -2,21 +2,14 @@
 
 import copy
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from distillation import prompt_worlds
+from distillation.processes import train_by_one_and_by_two, train_whole_and_killed
 from distillation.prompt_worlds import make_trainer, prompt_student, scenes
 from distillation.worlds import tiny_teacher
-from safetensors.torch import load_file
 from tiny import stir, tiny_config, tiny_tracker, tiny_vision
 from torchvision.ops import generalized_box_iou
 
@@ -28,7 +21,6 @@ from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS, OBJECT_TE
 from efficientsam3_hf.distillation.prompted_heads import ask_objects, match_queries, scores_of
 from efficientsam3_hf.distillation.prompts import Objects, choose_objects
 from efficientsam3_hf.distillation.teacher import Teacher
-from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 EVERY_TERM = dict.fromkeys((*OBJECT_TERMS, *CONCEPT_TERMS), 1.0)
 
@@ -567,43 +559,9 @@ def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path, 
     assert any(not torch.equal(tensor, begin[name]) for name, tensor in one.items())
 
 
-def start(folder: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, prompt_worlds.__file__, str(folder), *flags],
-        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root / 'tests'}", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(*processes: subprocess.Popen) -> None:
-    for process in processes:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-
-
 def test_two_processes_take_the_steps_of_one(tmp_path, untrained):
-    flags = ["--max_steps", "2", "--optim", "sgd", "--freeze_norms", "true"]
-    flags += ["--learning_rate", "0.01"]
-    alone = start(tmp_path / "one", *flags, "--per_device_train_batch_size", "4")
-    network = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [
-        start(
-            tmp_path / "two",
-            *flags,
-            *("--per_device_train_batch_size", "2", "--ddp_backend", "gloo"),
-            **network,
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-        )
-        for rank in range(2)
-    ]
+    one, two = train_by_one_and_by_two(make_trainer, tmp_path)
 
-    finish(alone, *pair)
-
-    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
     begin = untrained.detector.state_dict()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
@@ -611,28 +569,4 @@ def test_two_processes_take_the_steps_of_one(tmp_path, untrained):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    flags = ["--max_steps", "5", "--save_strategy", "steps", "--save_steps", "2"]
-    unharmed = start(tmp_path / "whole", *flags)
-    victim = start(tmp_path / "killed", *flags)
-    deadline = time.monotonic() + 200
-    while last_checkpoint(tmp_path / "killed") is None and victim.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    finish(unharmed)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()  # it did not come to the end
-
-    finish(start(tmp_path / "killed", *flags))
-
-    whole, killed = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "killed"))
-    for name, tensor in whole.items():
-        torch.testing.assert_close(killed[name], tensor, rtol=0, atol=1e-6)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    train_whole_and_killed(make_trainer, tmp_path)

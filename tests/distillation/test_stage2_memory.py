@@ -1,7 +1,6 @@
 """Stage 2: memory from a teacher's and from annotations."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,25 +12,28 @@ from distillation.clip_worlds import (
     FRAMES,
     clips,
     collator,
-    finish,
-    free_port,
     heir,
     make_trainer,
-    start,
     trained_weights,
 )
+from distillation.processes import train_by_one_and_by_two, train_whole_and_killed, weights_of
 from distillation.worlds import tiny_student, tiny_teacher
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from efficientsam3_hf.distillation import stage2_memory
+from efficientsam3_hf.distillation import memory_terms
 from efficientsam3_hf.distillation.clip_prompts import first_prompts, to_pixels
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.feature_losses import whitened_error
 from efficientsam3_hf.distillation.launch import prepare
-from efficientsam3_hf.distillation.stage2_memory import MemoryDistillationTrainer
+from efficientsam3_hf.distillation.pictures import SIDE
+from efficientsam3_hf.distillation.stage2_memory import (
+    MemoryDistillationArguments,
+    MemoryDistillationTrainer,
+)
 from efficientsam3_hf.distillation.teacher import frame_features
 from efficientsam3_hf.models.clip_forward import ClipPrompts
 
@@ -98,7 +100,7 @@ def test_terms_equal_those_of_each_object_followed_alone(trainer, monkeypatch):
 
     expected = dict.fromkeys(sums, 0.0)
     counts = dict.fromkeys(("tracked", "remembered", "predicted", "judged", "visible"), 0)
-    plan = trainer.plan(inputs)
+    plan = trainer.memory.plan(inputs)
     given = to_pixels(
         first_prompts(plan, inputs["labels"], 0.1), plan.num_objects, 112, torch.device("cpu")
     )
@@ -128,12 +130,11 @@ def test_terms_equal_those_of_each_object_followed_alone(trainer, monkeypatch):
             goals, goal_scores = taught.all_masks[time][0, 0], taught.all_iou_scores[time][0, 0]
             score = said.object_score_logits[0, time, 0]
             goal_score = taught.object_score_logits[0, time, 0]
-            expected["teacher_object"] += cross_entropy(score, goal_score.sigmoid())
+            expected["teacher_object"] += divergence(score, goal_score)
             if goal_score > 0:
                 best = goal_scores.argmax()
-                soft = goals[best].sigmoid()
-                expected["teacher_masks"] += cross_entropy(masks[best], soft).mean()
-                expected["teacher_dice"] += dice(masks[best], soft)
+                expected["teacher_masks"] += divergence(masks[best], goals[best]).mean()
+                expected["teacher_dice"] += dice(masks[best], goals[best].sigmoid())
                 expected["teacher_iou"] += (scores - goal_scores).abs().mean()
             if not label["is_annotated"][time]:
                 continue
@@ -161,9 +162,14 @@ def cross_entropy(logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
     return -goal * F.logsigmoid(logits) - (1 - goal) * F.logsigmoid(-logits)
 
 
+def divergence(logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+    return kl_divergence(Bernoulli(logits=goals), Bernoulli(logits=logits))
+
+
 def dice(logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
     found = logits.sigmoid()
-    return 1 - (2 * (found * goal).sum() + 1) / (found.sum() + goal.sum() + 1)
+    shared = torch.minimum(found, goal).sum()  # for hard goals, their product
+    return 1 - (2 * shared + 1) / (found.sum() + goal.sum() + 1)
 
 
 def iou(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -204,7 +210,7 @@ def test_only_the_nearest_candidate_is_trained_by_the_truth_and_all_its_overlaps
     inputs = batch(0, 1)
 
     def watched(*args, **options):
-        said = stage2_memory_follow(*args, **options)
+        said = plain_follow(*args, **options)
         if options.get("gradient_frames"):
             said.all_masks = tuple(each.detach().requires_grad_() for each in said.all_masks)
             said.all_iou_scores = tuple(
@@ -213,13 +219,13 @@ def test_only_the_nearest_candidate_is_trained_by_the_truth_and_all_its_overlaps
             seen.append(said)
         return said
 
-    stage2_memory_follow = stage2_memory.follow
+    plain_follow = memory_terms.follow
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage2_memory, "follow", watched)
+        patch.setattr(memory_terms, "follow", watched)
         sums = terms_of(trainer, inputs)
     (sums["focal"] + sums["dice"] + sums["iou"]).backward()
 
-    visible = stage2_memory.counted_frames(trainer.plan(inputs), inputs["labels"])["visible"]
+    visible = memory_terms.counted_frames(trainer.memory.plan(inputs), inputs["labels"])["visible"]
     asked = 0
     for time, (masks, scores) in enumerate(
         zip(seen[0].all_masks, seen[0].all_iou_scores, strict=True)
@@ -268,12 +274,12 @@ def test_frames_that_nobody_annotated_count_for_the_teacher_alone(trainer):
 def test_memories_are_the_teachers_at_first_and_the_students_later(trainer, monkeypatch):
     inputs = batch(0, 1, 2, 3)
     shape = (4, FRAMES, 2, 32, 32)
-    taught = stage2_memory.EfficientSam3ClipOutput(pred_masks=torch.randn(shape))
+    taught = memory_terms.EfficientSam3ClipOutput(pred_masks=torch.randn(shape))
     truth = torch.ones(8, FRAMES, 32, 32)
 
     def share(step: int) -> float:
         monkeypatch.setattr(trainer.state, "global_step", step)
-        forced = trainer.forced_masks(inputs, taught, truth)
+        forced = trainer.memory.forced_masks(inputs, taught, truth)
         return float(forced["is_forced"].float().mean()) if forced else 0.0
 
     monkeypatch.setattr(trainer.args, "forcing_share", 0.5)
@@ -286,30 +292,30 @@ def test_memories_are_the_teachers_at_first_and_the_students_later(trainer, monk
             "labels": inputs["labels"][number:][:1],
             **{"pixel_values": inputs["pixel_values"]},
         }
-        own = stage2_memory.EfficientSam3ClipOutput(pred_masks=taught.pred_masks[:1])
+        own = memory_terms.EfficientSam3ClipOutput(pred_masks=taught.pred_masks[:1])
         assert torch.equal(
-            trainer.forced_masks(alone, own, truth[:2])["is_forced"][0],
-            trainer.forced_masks(inputs, taught, truth)["is_forced"][number],
+            trainer.memory.forced_masks(alone, own, truth[:2])["is_forced"][0],
+            trainer.memory.forced_masks(inputs, taught, truth)["is_forced"][number],
         )
     monkeypatch.setattr(trainer.args, "forcing", "truth")
     monkeypatch.setattr(trainer.state, "global_step", 0)
-    forced = trainer.forced_masks(inputs, taught, truth)
+    forced = trainer.memory.forced_masks(inputs, taught, truth)
     assert forced["is_forced"].all(0).tolist() == [True, False, True, False]
     assert forced["memory_masks"].shape == shape
     monkeypatch.setattr(trainer, "is_evaluating", True)
-    assert not trainer.forced_masks(inputs, taught, truth)
+    assert not trainer.memory.forced_masks(inputs, taught, truth)
 
 
 def test_corrections_reach_teacher_and_student_alike(trainer, monkeypatch):
     monkeypatch.setattr(trainer.args, "corrections", 2)
     followed = []
-    follow = stage2_memory.follow
+    follow = memory_terms.follow
 
     def watched(family, frames, prompts, plan, **options):
         followed.append((family, prompts))
         return follow(family, frames, prompts, plan, **options)
 
-    monkeypatch.setattr(stage2_memory, "follow", watched)
+    monkeypatch.setattr(memory_terms, "follow", watched)
     inputs = batch(0, 1, 2, 3)
 
     terms_of(trainer, inputs)
@@ -318,7 +324,7 @@ def test_corrections_reach_teacher_and_student_alike(trainer, monkeypatch):
     assert before is student is trainer.family
     assert teacher is trainer.teacher
     assert given is same
-    starts = {row: asked.start for row, _, asked in trainer.plan(inputs).rows()}
+    starts = {row: asked.start for row, _, asked in trainer.memory.plan(inputs).rows()}
     clicks = given[len(first) :]
     assert clicks
     for click in clicks:
@@ -335,7 +341,7 @@ def test_frames_before_the_gradient_count_for_nothing(trainer, monkeypatch):
 
     sums = terms_of(trainer, inputs)
 
-    number = len(list(trainer.plan(inputs).rows()))
+    number = len(list(trainer.memory.plan(inputs).rows()))
     assert trainer.count(inputs)["tracked"] == number < whole["tracked"]
     latents = trainer.family.tracker.spatial_perceiver.latents_2d
     (gradient,) = torch.autograd.grad(sums["features"], latents)
@@ -383,13 +389,13 @@ def test_a_teacher_of_another_size_is_shown_frames_of_its_own(tmp_path):
 def test_evaluation_scores_student_and_teacher_and_asks_the_teacher_once(tmp_path, monkeypatch):
     teacher = tiny_teacher()
     made = make_trainer(tmp_path, per_device_eval_batch_size=2, corrections=0)
-    followed, follow = [], stage2_memory.follow
+    followed, follow = [], memory_terms.follow
 
     def watched(family, *args, **options):
         followed.append("teacher" if family is made.teacher else "student")
         return follow(family, *args, **options)
 
-    monkeypatch.setattr(stage2_memory, "follow", watched)
+    monkeypatch.setattr(memory_terms, "follow", watched)
 
     first, second = made.evaluate(), made.evaluate()
 
@@ -456,45 +462,19 @@ def assert_same_step(
     assert (steps[0] - steps[1]).norm() < 1e-3 * steps[0].norm()
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
-    settings = {"max_steps": 2, "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 1e-3}
-    port = free_port()
-    pair = [
-        start(tmp_path / "two", rank=rank, port=port, per_device_train_batch_size=1, **settings)
-        for rank in range(2)
-    ]
-    alone = make_trainer(tmp_path / "one", per_device_train_batch_size=2, **settings)
-    before = trained_weights(alone)
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    settings = {"max_grad_norm": 0.0, "learning_rate": 1e-3}
 
-    alone.train()
-    for process in pair:
-        finish(process)
+    one, two = train_by_one_and_by_two(make_trainer, tmp_path, **settings)
 
-    two = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
-    assert_same_step(before, trained_weights(alone), two)
+    make_trainer(tmp_path / "new").save_model()
+    assert_same_step(weights_of(tmp_path / "new"), one, two)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    settings: dict[str, Any] = {
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "gradient_accumulation_steps": 2,
-        "per_device_train_batch_size": 1,
-        "max_steps": 3,
-    }
-    step = random.randint(1, 2)
-    victim = start(tmp_path / "killed", kill=step, **settings)
-    unharmed = make_trainer(tmp_path / "whole", **{**settings, "save_strategy": "no"})
-    unharmed.train()
-    finish(victim, code=-9)
-    assert (tmp_path / "killed" / f"checkpoint-{step}").is_dir()
-
-    resumed = make_trainer(tmp_path / "killed", **settings)
-    resumed.train(resume_from_checkpoint=True)
-
-    expected = trained_weights(unharmed)
-    for name, weight in trained_weights(resumed).items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+    train_whole_and_killed(
+        make_trainer, tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -511,6 +491,38 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
 def test_settings_that_cannot_be_are_errors(tmp_path: Path, fields: dict, message: str):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **fields)
+
+
+def test_without_a_teacher_there_are_annotations_alone(tmp_path):
+    student = heir(tiny_teacher())
+    made = MemoryDistillationTrainer(
+        student,
+        MemoryDistillationArguments(
+            str(tmp_path),
+            use_cpu=True,
+            disable_tqdm=True,
+            max_steps=8,
+            learning_rate=3e-3,
+            lr_scheduler_type="constant",
+            forcing_share=0.5,
+        ),
+        train_dataset=clips(),
+        eval_dataset=clips(2, "val"),
+        data_collator=collator(student.detector.config.image_size),
+    )
+    taught = ("features", "pointers", "teacher_masks", "teacher_object")
+    before = made.evaluate(clips())
+
+    made.train()
+
+    after = made.evaluate(clips())
+    assert after["eval_loss"] < before["eval_loss"]
+    assert all(after[f"eval_{name}"] == 0 for name in taught)
+    assert 0 <= after["eval_J&F"] <= 1
+    assert "eval_teacher_J&F" not in after
+    masks = made.memory.forced_masks(batch(0, 1), None, torch.ones(4, FRAMES, 8, 8))
+    assert masks == {}  # by now its own are remembered
+    assert made.draw(student, batch(0))["clip_0"].height == SIDE
 
 
 def test_models_without_video_are_errors(tmp_path):

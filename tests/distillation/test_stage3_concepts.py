@@ -1,49 +1,19 @@
 """Stage 3: the objective, the teacher's answers and its maps, in one loss."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from distillation.processes import distance, train_by_one_and_by_two, train_whole_and_killed
-from distillation.worlds import scenes, tiny_student, tiny_teacher
+from distillation.worlds import concept_trainer, scenes, tiny_student, tiny_teacher
 
-from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
 from efficientsam3_hf.distillation.stage3_concepts import (
     MAP_TERMS,
     ConceptTrainer,
     ConceptTrainingArguments,
 )
-
-CONFIDENCE = 0.05  # of which a teacher with random weights is
-
-
-def make_trainer(
-    folder: Path, student: Family | None = None, teacher: Any = None, length: int = 4, **fields: Any
-) -> ConceptTrainer:
-    student = student or tiny_student()
-    student.configuration.objective = {"mask_points": None}
-    dataset, collator = scenes(student, length)
-    settings = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "confidence": CONFIDENCE,
-        **fields,
-    }
-    return ConceptTrainer(
-        student,
-        ConceptTrainingArguments(output_dir=str(folder), **settings),
-        teacher=tiny_teacher() if teacher is None else teacher,
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        data_collator=collator,
-    )
+from efficientsam3_hf.tokenizer import build_tokenizer
 
 
 def batch_of(trainer: ConceptTrainer) -> dict[str, Any]:
@@ -59,7 +29,7 @@ def terms_of(trainer: ConceptTrainer) -> dict[str, torch.Tensor]:
 
 
 def test_training_lowers_every_part_of_the_loss_and_leaves_the_teacher(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=40, learning_rate=2e-3, logging_steps=4)
+    trainer = concept_trainer(tmp_path, max_steps=40, learning_rate=2e-3, logging_steps=4)
     teacher = {name: tensor.clone() for name, tensor in trainer.teacher.state_dict().items()}
     text = {n: t.clone() for n, t in trainer.family.detector.text_encoder.state_dict().items()}
 
@@ -81,7 +51,7 @@ def test_training_lowers_every_part_of_the_loss_and_leaves_the_teacher(tmp_path)
 
 
 def test_terms_are_those_of_the_model_and_sums(tmp_path):
-    trainer = make_trainer(tmp_path, targets=[])
+    trainer = concept_trainer(tmp_path, targets=[])
     trainer.family.eval()
     batch = batch_of(trainer)
     keys = ("pixel_values", "input_ids", "attention_mask", "image_indices", "labels")
@@ -107,7 +77,7 @@ def test_terms_are_those_of_the_model_and_sums(tmp_path):
     ],
 )
 def test_each_term_teaches_what_it_is_about(tmp_path, term, reached, untouched):
-    trainer = make_trainer(tmp_path)
+    trainer = concept_trainer(tmp_path)
 
     terms_of(trainer)[term].backward()
 
@@ -126,7 +96,7 @@ def test_each_term_teaches_what_it_is_about(tmp_path, term, reached, untouched):
 
 def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
     teacher = tiny_teacher()
-    trainer = make_trainer(tmp_path, teacher=teacher, targets=[])
+    trainer = concept_trainer(tmp_path, teacher=teacher, targets=[])
     batch = batch_of(trainer)
     with torch.no_grad():
         lesson = trainer.teacher_step(batch)
@@ -138,29 +108,33 @@ def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
         assert float(term) == pytest.approx(0, abs=1e-3), name
 
 
-def test_a_phrase_is_read_once_and_as_the_teacher_reads_it(tmp_path):
-    trainer = make_trainer(tmp_path)
+def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
+    trainer = concept_trainer(tmp_path, targets=[])
+    detector = trainer.teacher.detector
+    assert detector.config.context_length > 5
+    trainer.tokenizer = build_tokenizer(5)
+    short = trainer.teacher_step(batch_of(trainer)).found
     batch = batch_of(trainer)
-    phrases = [label["phrase"] for label in batch["labels"]]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert int(mask.sum(dim=1).max()) > 5
+
+    trainer.tokenizer = concept_trainer(tmp_path).tokenizer
+    batch["input_ids"], batch["attention_mask"] = ids[:, :5], mask[:, :5]  # what a student reads
+    found = trainer.teacher_step(batch).found
 
     with torch.no_grad():
-        detector = trainer.teacher.detector
-        features, valid = trainer.read_phrases(detector, [*phrases, *phrases])
-        expected = trainer.teacher.detector.get_text_features(
-            batch["input_ids"], batch["attention_mask"]
-        ).pooler_output
-
-    assert len(trainer.teacher_phrases) == len(set(phrases))
-    for row, mask in enumerate(batch["attention_mask"].bool()):
-        length = int(mask.sum())
-        assert int(valid[row].sum()) == length
-        torch.testing.assert_close(
-            features[row, :length], expected[row, mask], rtol=1e-4, atol=1e-5
+        expected = detector(
+            pixel_values=batch["pixel_values"],
+            input_ids=ids,
+            attention_mask=mask,
+            image_indices=batch["image_indices"],
         )
+    torch.testing.assert_close(found.pred_logits, expected.pred_logits, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(short.pred_logits, expected.pred_logits, atol=1e-4)
 
 
 def test_the_gradient_of_maps_gets_its_share(tmp_path):
-    trainer = make_trainer(tmp_path, balance=0.3)
+    trainer = concept_trainer(tmp_path, balance=0.3)
     trainer.family.eval()  # no dropout: both looks see the same
     counts = trainer.count(batch_of(trainer))
     terms = {name: sum_ / counts[trainer.units[name]] for name, sum_ in terms_of(trainer).items()}
@@ -201,8 +175,8 @@ def test_without_a_teacher_the_truth_is_left(tmp_path):
 def test_four_batches_of_one_and_one_batch_of_four_take_the_same_steps(tmp_path):
     settings = {"max_steps": 2, "optim": "sgd", "freeze_norms": True, "max_grad_norm": 0.1}
     whole, parts = tiny_student(), tiny_student()
-    one = make_trainer(tmp_path / "a", whole, **settings)
-    four = make_trainer(
+    one = concept_trainer(tmp_path / "a", whole, **settings)
+    four = concept_trainer(
         tmp_path / "b",
         parts,
         per_device_train_batch_size=1,
@@ -221,20 +195,18 @@ def test_four_batches_of_one_and_one_batch_of_four_take_the_same_steps(tmp_path)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    flags = ("--confidence", str(CONFIDENCE), "--max_grad_norm", "0.1")
-
-    one, two = train_by_one_and_by_two("concepts", tmp_path, *flags)
+    one, two = train_by_one_and_by_two(concept_trainer, tmp_path, max_grad_norm=0.1)
 
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    train_whole_and_killed("concepts", tmp_path, "--confidence", str(CONFIDENCE))
+    train_whole_and_killed(concept_trainer, tmp_path)
 
 
 def test_evaluation_measures_concepts(tmp_path):
-    trainer = make_trainer(tmp_path)
+    trainer = concept_trainer(tmp_path)
 
     metrics = trainer.evaluate()
 
@@ -247,7 +219,7 @@ def test_evaluation_measures_concepts(tmp_path):
 
 
 def test_pictures_show_truth_and_answers(tmp_path):
-    trainer = make_trainer(tmp_path)
+    trainer = concept_trainer(tmp_path)
 
     pictures = trainer.draw(trainer.family.eval(), batch_of(trainer))
 
@@ -266,4 +238,4 @@ def test_pictures_show_truth_and_answers(tmp_path):
 )
 def test_settings_that_cannot_be_are_errors(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
-        make_trainer(tmp_path, **fields)
+        concept_trainer(tmp_path, **fields)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,45 +11,19 @@ from distillation.processes import (
     train_whole_and_killed,
     weights_of,
 )
-from distillation.worlds import Pictures, tiny_student, tiny_teacher
-from transformers import default_data_collator
+from distillation.worlds import Pictures, image_trainer, tiny_student
 
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
 from efficientsam3_hf.distillation import trainer as trainer_file
 from efficientsam3_hf.distillation.ema import MovingAverage
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.distillation.stage1_image import (
-    ImageDistillationArguments,
-    ImageDistillationTrainer,
-)
 from efficientsam3_hf.distillation.trainer import last_checkpoint
-
-
-def make_trainer(folder: Path, student: Family | None = None, **fields: Any):
-    settings = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        **fields,
-    }
-    return ImageDistillationTrainer(
-        student or tiny_student(),
-        ImageDistillationArguments(output_dir=str(folder), **settings),
-        teacher=tiny_teacher(),
-        train_dataset=Pictures(16),
-        eval_dataset=Pictures(6),
-        data_collator=default_data_collator,
-    )
 
 
 def test_training_brings_the_student_to_the_teacher_and_leaves_the_rest(tmp_path):
     student = tiny_student()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    trainer = make_trainer(
+    trainer = image_trainer(
         tmp_path, student, max_steps=40, learning_rate=3e-3, targets=["trunk"], logging_steps=5
     )
     trainer.train_dataset = Pictures(4)
@@ -72,14 +45,14 @@ def test_frozen_norms_keep_their_statistics(tmp_path):
     student = tiny_student()
     before = {n: t.clone() for n, t in student.state_dict().items() if "running_" in n}
 
-    make_trainer(tmp_path, student, freeze_norms=True).train()
+    image_trainer(tmp_path, student, freeze_norms=True).train()
 
     for name, tensor in before.items():
         assert torch.equal(tensor, student.state_dict()[name]), name
 
 
 def test_a_checkpoint_is_the_whole_student_and_nothing_of_the_teacher(tmp_path):
-    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    trainer = image_trainer(tmp_path, save_strategy="steps", save_steps=2)
 
     trainer.train()
 
@@ -96,10 +69,10 @@ def test_a_checkpoint_is_the_whole_student_and_nothing_of_the_teacher(tmp_path):
 
 
 def test_the_record_of_a_stage_follows_that_of_the_one_before(tmp_path):
-    first = make_trainer(tmp_path / "first")
+    first = image_trainer(tmp_path / "first")
     first.train()
     first.save_model()
-    second = make_trainer(tmp_path / "second", Family.load(tmp_path / "first"))
+    second = image_trainer(tmp_path / "second", Family.load(tmp_path / "first"))
     second.parent = tmp_path / "first"
 
     second.train()
@@ -116,8 +89,8 @@ def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path):
     settings = {"max_steps": 1, "optim": "sgd", "freeze_norms": True, "max_grad_norm": 0.0}
     whole, parts = tiny_student(), tiny_student()
 
-    make_trainer(tmp_path / "a", whole, per_device_train_batch_size=4, **settings).train()
-    trainer = make_trainer(
+    image_trainer(tmp_path / "a", whole, per_device_train_batch_size=4, **settings).train()
+    trainer = image_trainer(
         tmp_path / "b",
         parts,
         per_device_train_batch_size=1,
@@ -134,7 +107,7 @@ def test_four_batches_of_one_and_one_batch_of_four_take_the_same_step(tmp_path):
 
 
 def test_two_processes_take_the_step_of_one(tmp_path):
-    one, two = train_by_one_and_by_two("image", tmp_path)
+    one, two = train_by_one_and_by_two(image_trainer, tmp_path)
 
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
@@ -142,9 +115,9 @@ def test_two_processes_take_the_step_of_one(tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    train_whole_and_killed("image", tmp_path)
+    train_whole_and_killed(image_trainer, tmp_path, ema_decay=0.9)
 
-    at_the_end, last = weights_of(tmp_path / "whole"), weights_of(tmp_path / "whole/checkpoint-8")
+    at_the_end, last = weights_of(tmp_path / "whole"), weights_of(tmp_path / "whole/checkpoint-4")
     assert distance(at_the_end, last) > 0  # the average is saved
 
 
@@ -164,7 +137,7 @@ def test_the_average_follows_a_plain_computation():
 
 
 def test_a_loss_that_is_no_number_stops_training_before_it_is_saved(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
+    trainer = image_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
     step = trainer.student_step
 
     def broken(student, inputs, targets):
@@ -182,7 +155,7 @@ def test_a_loss_that_is_no_number_stops_training_before_it_is_saved(tmp_path, mo
 
 
 def test_a_full_disk_leaves_what_was_saved_before(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    trainer = image_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
     write = trainer_file.Family.save
 
     def full(self, folder, *args):
@@ -200,7 +173,7 @@ def test_a_full_disk_leaves_what_was_saved_before(tmp_path, monkeypatch):
 
 
 def test_a_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path)
+    trainer = image_trainer(tmp_path)
 
     def hungry(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -211,7 +184,7 @@ def test_a_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
-    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    trainer = image_trainer(tmp_path, save_strategy="steps", save_steps=1)
     trainer.train()
     state = tmp_path / "checkpoint-2" / "trainer_state.json"
     state.write_text(state.read_text()[:20])
@@ -221,7 +194,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
 
 def test_evaluation_gives_the_mean_of_the_terms_over_all_samples(tmp_path):
     student = tiny_student()
-    trainer = make_trainer(tmp_path, student, per_device_eval_batch_size=4, targets=["trunk"])
+    trainer = image_trainer(tmp_path, student, per_device_eval_batch_size=4, targets=["trunk"])
 
     metrics = trainer.evaluate()
 
@@ -239,7 +212,7 @@ def test_evaluation_gives_the_mean_of_the_terms_over_all_samples(tmp_path):
 
 
 def test_learning_rates_of_trunk_and_norms_are_their_own(tmp_path):
-    trainer = make_trainer(tmp_path, trunk_learning_rate=0.1, norm_learning_rate=0.5)
+    trainer = image_trainer(tmp_path, trunk_learning_rate=0.1, norm_learning_rate=0.5)
 
     optimizer = trainer.create_optimizer()
 
@@ -265,7 +238,7 @@ def test_learning_rates_of_trunk_and_norms_are_their_own(tmp_path):
 )
 def test_settings_that_cannot_be_are_errors(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
-        make_trainer(tmp_path, **fields)
+        image_trainer(tmp_path, **fields)
 
 
 def whole_names(student: Family) -> dict[str, torch.Tensor]:

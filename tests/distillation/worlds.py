@@ -12,9 +12,26 @@ from tiny import (
     tiny_video_config,
     tiny_vision,
 )
+from transformers import default_data_collator
 
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
 from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.distillation.stage1_image import (
+    ImageDistillationArguments,
+    ImageDistillationTrainer,
+)
+from efficientsam3_hf.distillation.stage3_concepts import ConceptTrainer, ConceptTrainingArguments
+
+CONFIDENCE = 0.05  # of which a teacher with random weights is
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "max_steps": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
 
 
 def tiny_teacher() -> Family:
@@ -58,6 +75,38 @@ class Pictures(torch.utils.data.Dataset):
         coarse = torch.randn(1, 3, 7, 7, generator=generator)
         smooth = torch.nn.functional.interpolate(coarse, (self.size, self.size), mode="bilinear")
         return {"pixel_values": smooth[0]}
+
+
+def image_trainer(
+    folder: Any, student: Family | None = None, **fields: Any
+) -> ImageDistillationTrainer:
+    """Of stage 1 for images."""
+    return ImageDistillationTrainer(
+        student or tiny_student(),
+        ImageDistillationArguments(output_dir=str(folder), **{**SETTINGS, **fields}),
+        teacher=tiny_teacher(),
+        train_dataset=Pictures(16),
+        eval_dataset=Pictures(6),
+        data_collator=default_data_collator,
+    )
+
+
+def concept_trainer(
+    folder: Any, student: Family | None = None, teacher: Any = None, length: int = 4, **fields: Any
+) -> ConceptTrainer:
+    """Of stage 3, on scenes; masks are compared everywhere."""
+    student = student or tiny_student()
+    student.configuration.objective = {"mask_points": None}
+    dataset, collator = scenes(student, length)
+    settings = {**SETTINGS, "confidence": CONFIDENCE, **fields}
+    return ConceptTrainer(
+        student,
+        ConceptTrainingArguments(output_dir=str(folder), **settings),
+        teacher=tiny_teacher() if teacher is None else teacher,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=collator,
+    )
 
 
 def scenes(student: Family, length: int) -> tuple[Any, Any]:

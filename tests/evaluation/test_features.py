@@ -74,7 +74,9 @@ def test_weights_repeat_units_and_no_token_gives_no_number():
 
 
 def test_what_does_not_fit_is_an_error():
-    with pytest.raises(ValueError, match=r"Student \(2, 3\) and teacher \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"student have the shape \(2, 3\), those of the teacher \(2, 4\)"
+    ):
         score_tokens(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(ValueError, match="Levels"):
         score_maps({"8": torch.ones(1, 2, 2)}, {"4": torch.ones(1, 2, 2)})

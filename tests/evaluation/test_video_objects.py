@@ -9,11 +9,13 @@ from efficientsam3_hf.evaluation.units import stack
 from efficientsam3_hf.evaluation.video_objects import (
     RULES,
     Rule,
+    adaptive_accuracy,
     outline,
     outline_accuracy,
     region_similarity,
     score_label_maps,
     score_object,
+    smoothed_similarity,
     summarize,
 )
 
@@ -85,6 +87,77 @@ def test_j_and_f_are_those_of_an_official_evaluator():
         else:
             assert 100 * ours["J"] == pytest.approx(j[1], abs=1e-9)
             assert 100 * ours["F"] == pytest.approx(f[1], abs=1e-9)
+
+
+def grown(edges: np.ndarray, reach: float) -> np.ndarray:
+    """Dilation by scikit-image's disk, which has places for a radius that is no whole number."""
+    steps = np.arange(-reach, reach + 1)
+    middle = len(steps) // 2
+    result = np.zeros_like(edges)
+    height, width = edges.shape
+    for row, y in enumerate(steps):
+        for column, x in enumerate(steps):
+            if y**2 + x**2 > reach**2:
+                continue
+            dy, dx = row - middle, column - middle  # what is there is seen from here
+            here = (slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
+            there = (slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
+            result[here] |= edges[there]
+    return result
+
+
+def slow_adaptive_accuracy(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """F of MOSEv2 as its evaluator has it."""
+    reach = 0.008 * np.linalg.norm(truth.shape)
+    if truth.any():
+        reach = min(reach, np.ceil(0.1 * np.sqrt(truth.sum())))
+    first, second = outline(predicted), outline(truth)
+    if not first.any() or not second.any():
+        return float(first.any() == second.any())
+    precision = (first & grown(second, reach)).sum() / first.sum()
+    recall = (second & grown(first, reach)).sum() / second.sum()
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def test_adaptive_accuracy_is_that_of_dilation_by_the_evaluator_s_disk():
+    rng = np.random.default_rng(3)
+    kinds = set()
+    for number in range(200):
+        # Long pictures have a long diagonal, and so reach far, with few pixels.
+        size = (int(rng.integers(2, 12)), int(rng.integers(130, 460)))
+        truth = random_mask(rng, size)
+        predicted = near(rng, truth) if number % 3 else random_mask(rng, size)
+        limit = 0.008 * np.linalg.norm(size)
+        kinds.add((truth.any(), np.ceil(0.1 * truth.sum() ** 0.5) < limit, limit % 1 > 0.5))
+
+        expected = slow_adaptive_accuracy(predicted, truth)
+
+        assert adaptive_accuracy(predicted, truth) == pytest.approx(expected, abs=1e-12)
+    assert len(kinds) >= 5  # empty, small, and large with the middle of the disk on either side
+
+
+def test_the_outline_of_a_small_object_must_be_nearer():
+    truth = np.zeros((480, 854), dtype=bool)
+    truth[100:112, 100:112] = True
+    beside = np.roll(truth, 6, axis=1)
+
+    assert outline_accuracy(beside, truth) == 1  # up to 8 pixels
+    assert adaptive_accuracy(beside, truth) < 0.5  # up to 2
+    assert adaptive_accuracy(truth, truth) == 1
+
+
+def test_mosev2_has_its_own_j_and_f():
+    truth, predicted = [LEFT, LEFT, NONE, LEFT], [LEFT, FULL, NONE, NONE]
+    score = score_object(predicted, truth, "mosev2")
+
+    assert smoothed_similarity(NONE, NONE) == 1
+    assert score == {
+        "J": pytest.approx((19 / 37 + 1) / 2),
+        "F_dot": pytest.approx((adaptive_accuracy(FULL, LEFT) + 1) / 2),
+    }
+    summary = summarize(stack([score]))
+    assert summary["J&F_dot"] == pytest.approx((score["J"] + score["F_dot"]) / 2)
+    assert "J&F" not in summary  # not to be mistaken for the number of other data sets
 
 
 def test_empty_frames():

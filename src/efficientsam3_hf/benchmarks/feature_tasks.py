@@ -32,6 +32,7 @@ class TeacherTask(Task):
     """
 
     kind = "feature-extraction"
+    options = ("batch_size", "teacher")
     scale = 1.0
     decimals = 4
     needs_teacher = True

@@ -65,6 +65,7 @@ class ClickTask(Task):
     job = "objects"
     formats = WITH_INSTANCES
     kind = "mask-generation"
+    options = ("batch_size", "clicks")
     clicks = 5
 
     @property
@@ -216,7 +217,7 @@ def objects_of(sample: ImageSample) -> list[tuple[Any, Instance]]:
 
 
 def promptable(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box clipped to the image, and at least a pixel high and wide.
+    """A box clipped to the image; a pixel high or wide where nothing of it would be left.
 
     >>> promptable((5, 5, 5, 9), (10, 10))
     (5.0, 5.0, 6.0, 9.0)
@@ -259,7 +260,7 @@ def truth_of_pairs(files: tuple[Path, ...]) -> list[dict[Any, dict[str, Any]]]:
         content = read_json(str(path))
         pairs = {
             image["id"]: {
-                "is_exhaustive": bool(image["is_instance_exhaustive"]),
+                "is_exhaustive": bool(image.get("is_instance_exhaustive", 1)),
                 "masks": [],
                 "crowd": [],
             }
@@ -269,6 +270,8 @@ def truth_of_pairs(files: tuple[Path, ...]) -> list[dict[Any, dict[str, Any]]]:
             pair = pairs[annotation["image_id"]]
             pair["masks"].append(annotation["segmentation"])
             pair["crowd"].append(bool(annotation.get("iscrowd", 0)))
+        if annotators and annotators[0].keys() != pairs.keys():
+            raise ValueError(f"{path} has other pairs of image and phrase than {files[0]}.")
         annotators.append(pairs)
     return annotators
 

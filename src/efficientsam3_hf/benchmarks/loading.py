@@ -58,6 +58,14 @@ JOBS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
+# Files beside the weights that change what a model says.
+SETTINGS = (
+    "config.json",
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
+
+
 @dataclass
 class Loaded:
     """A model that is ready to run.
@@ -149,7 +157,10 @@ def config_of(name: str) -> dict[str, Any]:
     """What the configuration says, as it is written."""
     if os.path.exists(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise ValueError(f"{name} holds no model: it has no config.json.")
-    config, _ = PreTrainedConfig.get_config_dict(name)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        raise OSError(f"{name} is no folder, and not to be had from the Hub: {error}") from error
     if "model_type" not in config:
         raise ValueError(f"{name} has a config.json without model_type: it is no model.")
     return config
@@ -169,5 +180,6 @@ def fingerprint(name: str) -> str:
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         status = path.stat()
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    digest.update((folder / "config.json").read_bytes())
+    for path in (folder / name for name in SETTINGS if (folder / name).is_file()):
+        digest.update(path.read_bytes())
     return digest.hexdigest()

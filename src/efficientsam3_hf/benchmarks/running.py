@@ -6,9 +6,10 @@ Each process takes every so-manieth batch; the first one joins what all have wri
 """
 
 import hashlib
+import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
@@ -27,6 +28,9 @@ from .loading import fingerprint
 from .subsets import Subset
 from .tasks import Outcome, Scores, Task
 from .where import hardware, revision
+
+# Of the draws of the bootstrap.
+SEED = 0
 
 # Nothing is exchanged while processes work, and the slowest may be far behind.
 PATIENCE = timedelta(days=7)
@@ -218,7 +222,8 @@ def predictions_folder(folder: Path, subset: Subset) -> Path:
 
 def settings_of(task: Task, subsets: Sequence[Subset], run: Run) -> dict[str, Any]:
     """All that the numbers depend on, by names that a user understands."""
-    names = [f"{subset.name}/{name}" for subset in subsets for name in subset.samples.names]
+    rows = [(subset.name, *row.values()) for subset in subsets for row in subset.samples.table]
+    truth = [path.read_bytes() for subset in subsets for path in subset.truth]
     return {
         "task": task.name,
         "model": run.model,
@@ -228,15 +233,18 @@ def settings_of(task: Task, subsets: Sequence[Subset], run: Run) -> dict[str, An
         "data": [str(subset.reader) for subset in subsets],
         "format": subsets[0].form,
         "split": subsets[0].split,
-        "records": len(names),
-        "names of records": digest_of(names),
+        "records": len(rows),
+        "contents of records": digest_of([*(json.dumps(row).encode() for row in rows), *truth]),
         **task.settings(),
     }
 
 
-def digest_of(names: Sequence[str]) -> str:
+def digest_of(contents: Iterable[bytes]) -> str:
     """A short text that changes when any of these does."""
-    return hashlib.blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(digest_size=8)
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
 
 
 def sum_up(
@@ -250,6 +258,11 @@ def sum_up(
     for subset in subsets:
         outcomes = journal.read(slug_of(subset), count_parts(task, subset))
         skipped += [f"{subset.title}: {each.key}" for each in outcomes if each.was_skipped]
+        if all(each.was_skipped for each in outcomes):
+            raise ValueError(
+                f"None of the {len(outcomes)} records of {subset.title} could be read. Mend the "
+                "data, and pass --restart."
+            )
         place = predictions_folder(folder, subset)
         written = task.write_predictions(subset, outcomes, place)
         if written is not None or place.is_dir():
@@ -257,7 +270,8 @@ def sum_up(
         if task.can_score(outcomes):
             scores.append(task.score(subset, outcomes))
             if scores[-1].table is not None:
-                units.save(scores[-1].table, folder / f"units{slug_of(subset)}.npz")
+                name = "-".join(filter(None, ("units", slug_of(subset))))
+                units.save(scores[-1].table, folder / f"{name}.npz")
     measurements: list[Measurement] = []
     if len(scores) == len(subsets):
         measurements = measure(task, subsets, scores, run, device)
@@ -306,11 +320,17 @@ def measure(
         groups = joined_groups(some)
         if draws:
             numbers = bootstrap.intervals(
-                partial(summarize_together, task, some), len(groups), samples=draws, groups=groups
+                partial(summarize_together, task, some),
+                len(groups),
+                samples=draws,
+                groups=groups,
+                seed=SEED,
             )
         else:
             numbers = summarize_together(task, some, np.ones(len(groups)))
         entry = replace(template, dataset=title, units=len(groups))
+        if draws:
+            entry = replace(entry, draws=draws, seed=SEED)
         results += report.measurements(numbers, entry, scale=task.scale)
     return results
 
@@ -333,6 +353,7 @@ def compare(first: Result, second: Result, draws: int | None = None) -> list[Cha
         len(groups),
         samples=task.draws if draws is None else draws,
         groups=groups,
+        seed=SEED,
     )
     return report.changes(first.headline, second.headline, paired, task.scale)
 

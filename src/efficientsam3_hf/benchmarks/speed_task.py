@@ -35,6 +35,7 @@ class SpeedTask(Task):
     formats = ("coco", "lvis", "roboflow", "saco", "sa1b", "own")
     metrics = ("total/p50", "total/p95", "vision/p50", "heads/p50", "rate", "memory MB")
     kind = "image-segmentation"
+    options = ("prompt", "warm_up")
     scale = 1.0
     decimals = 1
     batch_size = 1

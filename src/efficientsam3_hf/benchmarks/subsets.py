@@ -109,6 +109,7 @@ LAYOUTS = {
     "own": "pictures, and phrases.txt or phrases.json",
     "davis2017": "ImageSets/2017/SPLIT.txt, JPEGImages/480p/, Annotations/480p/",
     "mose": "meta_SPLIT.json, SPLIT/JPEGImages/, SPLIT/Annotations/",
+    "mosev2": "as mose; only --format mosev2 tells one from the other",
     "lvos": "SPLIT_meta.json, SPLIT/JPEGImages/, SPLIT/Annotations/",
     "youtube-vos": "SPLIT/meta.json, SPLIT/JPEGImages/, SPLIT/Annotations/",
     "sa-v": "sav_SPLIT.txt, JPEGImages_24fps/, Annotations_6fps/",
@@ -298,6 +299,7 @@ FINDERS: dict[str, Callable[[Path, str | None, Path | None], list[Subset]]] = {
     "own": find_own,
     "davis2017": find_davis,
     "mose": find_split_folders("mose", "MOSE", Mose, "meta_*.json", r"meta_(.+)\.json"),
+    "mosev2": find_split_folders("mosev2", "MOSEv2", Mose, "meta_*.json", r"meta_(.+)\.json"),
     "lvos": find_split_folders("lvos", "LVOS", Lvos, "*_meta.json", r"(.+)_meta\.json"),
     "youtube-vos": find_split_folders(
         "youtube-vos", "YouTube-VOS", YoutubeVos, "*/meta.json", r"([^/]+)/meta\.json"

@@ -86,7 +86,7 @@ def plan(
             known = {
                 each: value
                 for each, value in options.items()
-                if value is not None and hasattr(kind, each)
+                if value is not None and each in kind.options
             }
             if kind.needs_teacher:
                 known["teacher"] = teacher

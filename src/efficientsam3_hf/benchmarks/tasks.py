@@ -50,7 +50,8 @@ class Task:
     """One way to measure a model; a task is a subclass.
 
     Args:
-        batch_size: Samples that are put to the model at once.
+        options: Those named in the class attribute `options`; None leaves the class's own value.
+            `batch_size` is how many samples are put to the model at once.
     """
 
     name = ""
@@ -58,6 +59,7 @@ class Task:
     formats: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()  # for the table; all others are in the JSON
     kind = ""  # of task, as the Hub names it
+    options: tuple[str, ...] = ("batch_size",)  # that a user may choose
     scale = 100.0  # of the numbers: shares in percent
     decimals = 1
     batch_size = 8
@@ -68,7 +70,7 @@ class Task:
 
     def __init__(self, **options: Any):
         for name, value in options.items():
-            if not hasattr(type(self), name):
+            if name not in self.options:
                 raise TypeError(f"The task {self.name} has no option {name!r}.")
             if value is not None:
                 setattr(self, name, value)

@@ -25,10 +25,14 @@ from .videos import follow_concepts, follow_objects
 RULES = {
     "davis2017": "davis",
     "mose": "mose",
+    "mosev2": "mosev2",
     "lvos": "lvos",
     "youtube-vos": "youtube-vos",
     "sa-v": "sa-v",
 }
+
+# Of frames that the data set has chosen itself.
+EACH_FRAME = video_objects.Rule(skip_first=False, skip_last=False)
 
 
 class VosTask(Task):
@@ -37,8 +41,9 @@ class VosTask(Task):
     name = "vos"
     job = "tracks"
     formats = tuple(RULES)
-    metrics = ("J&F", "J", "F", "G")
+    metrics = ("J&F", "J&F_dot", "J", "F", "F_dot", "G")
     kind = "video-object-segmentation"
+    options = ()
     batch_size = 1
 
     def run(
@@ -92,11 +97,11 @@ class VosTask(Task):
                     predicted[number][index] = to_rle(mask, mask.shape)
         records = []
         for number, masklet in given.items():
-            wanted = [f for f in sample.annotated_frames if counts(masklet, names[f])]
+            wanted = frames_in_range(masklet, sample.annotated_frames, names)
             score = video_objects.score_object(
-                [predicted[number].get(frame) for frame in wanted],
-                [masklet.rles.get(frame) for frame in wanted],
-                rule,
+                [predicted[number].get(frame) for frame in wanted or sample.annotated_frames],
+                [masklet.rles.get(frame) for frame in wanted or sample.annotated_frames],
+                EACH_FRAME if wanted else rule,
             )
             if score is not None:
                 if seen is not None:
@@ -181,12 +186,16 @@ def given_objects(sample: ClipSample, rule: video_objects.Rule) -> dict[int, Mas
     }
 
 
-def counts(masklet: Masklet, frame_name: str) -> bool:
-    """Whether a frame lies in the range in which LVOS counts the object; others name none."""
+def frames_in_range(masklet: Masklet, annotated: Sequence[int], names: Sequence[str]) -> list[int]:
+    """Annotated frames in which LVOS counts an object, by its `frame_range`; none without one.
+
+    As in its evaluator, the range ends before its `end`, and each frame in it counts.
+    """
     frame_range = masklet.details.get("frame_range") or {}
     if not {"start", "end"} <= set(frame_range):
-        return True
-    return int(frame_range["start"]) <= int(frame_name) <= int(frame_range["end"])
+        return []
+    counted = range(int(frame_range["start"]), int(frame_range["end"]))
+    return [frame for frame in annotated if int(names[frame]) in counted]
 
 
 def apart(logits: Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -15,28 +15,15 @@ from .evaluate import Precision
 HELP = """Write a teacher's features of pictures or videos to disk, for students to learn from.
 
 ```
-efficientsam3 cache-teacher --images photos --output cache --plan-only
-efficientsam3 cache-teacher --images photos --output cache --codec pca --rank 256
-efficientsam3 cache-teacher --images /data/sa-1b --form sa1b --fraction 0.01 --output cache --flips
-efficientsam3 cache-teacher --images videos --form own_videos --kind clip --output cache
+efficientsam3 cache-teacher --images photos -o cache --plan-only
+efficientsam3 cache-teacher --images photos -o cache --codec pca --rank 256
+efficientsam3 cache-teacher --images sa-1b --format sa1b --fraction 0.01 -o cache --flips
+efficientsam3 cache-teacher --images videos --kind clip -o cache
 accelerate launch --num_processes 4 -m efficientsam3_hf.cli cache-teacher ...
 ```
 
 A run that was stopped goes on where it was when the same command is given again.
 """
-
-
-class Form(str, Enum):
-    """What `cache_command.FORMS` has; here too, so that `--help` imports nothing heavy."""
-
-    own = "own"
-    sa1b = "sa1b"
-    coco = "coco"
-    lvis = "lvis"
-    roboflow = "roboflow"
-    own_videos = "own_videos"
-    sav_videos = "sav_videos"
-    sav_folders = "sav_folders"
 
 
 class Kind(str, Enum):
@@ -62,8 +49,15 @@ def cache_teacher(
     teacher: Annotated[
         str, typer.Option("--teacher", metavar="FOLDER|NAME", help="A SAM 3.")
     ] = "facebook/sam3",
-    form: Annotated[Form, typer.Option(help="Of the folder.")] = Form.own,
-    split: Annotated[str, typer.Option(help="Of the folder, where its form has some.")] = "train",
+    layout: Annotated[
+        str,
+        typer.Option("--format", help="Layout of the folder: a reader of docs/data.md, as sa1b."),
+    ] = "folder",
+    split: Annotated[str, typer.Option(help="Of the folder, where its format has some.")] = "train",
+    annotations: Annotated[
+        str | None, typer.Option(help="File of annotations, where the format needs it named.")
+    ] = None,
+    tars: Annotated[str, typer.Option(help="Which of SA-1B's tars, as a pattern.")] = "*.tar",
     kind: Annotated[
         Kind,
         typer.Option(
@@ -111,8 +105,10 @@ def cache_teacher(
         images=str(images),
         output=str(output),
         teacher=teacher,
-        form=form.value,
+        format=layout,
         split=split,
+        annotations=annotations,
+        tars=tars,
         kind=kind.value,
         codec=codec.value,
         rank=rank,

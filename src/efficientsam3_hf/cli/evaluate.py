@@ -141,17 +141,19 @@ def evaluate(
 ) -> None:
     if (task is None) == (suite is None):
         raise typer.BadParameter("say what to measure: --task or --suite, one of them")
+    if suite is not None and (form is not None or images is not None):
+        raise typer.BadParameter("--format and --images go with --task: --suite looks for itself")
     if task is not None and data is None:
         raise typer.BadParameter(f"--task {task.value} needs --data, the folder of a dataset")
     if record and (missing := [each for each in model if not Path(each).is_dir()]):
         raise typer.BadParameter(f"--record writes into a folder, which {missing[0]} is not")
-    if len({Path(name).name for name in model}) < len(model):
-        raise typer.BadParameter("two of the models have one name, by which results are kept")
     place = shared.check_device(device)
     shared.quiet()
 
-    from ..benchmarks.running import Run, processes, run_task
+    from ..benchmarks.running import Run, processes, run_task, short_name, slug
 
+    if len({slug(short_name(each)) for each in model}) < len(model):
+        raise typer.BadParameter("two of the models have one name, by which results are kept")
     command = shlex.join(["efficientsam3", *sys.argv[1:]])
     options: dict[str, Any] = {"batch_size": batch_size, "clicks": clicks}
     options["prompt"] = None if prompt is None else prompt.value
@@ -204,7 +206,7 @@ def open_task(
     elif teacher is not None:
         raise typer.BadParameter(f"--task {name} has no use for --teacher")
     given = {each: value for each, value in options.items() if value is not None}
-    if strange := [each for each in given if not hasattr(kind, each)]:
+    if strange := [each for each in given if each not in kind.options]:
         raise typer.BadParameter(f"--task {name} has no use for --{strange[0].replace('_', '-')}")
     subsets = find_subsets(data, kind.formats, form, split, images)
     return kind(**given), [subset.open(limit) for subset in subsets]
@@ -273,8 +275,8 @@ def tell(result: "Result") -> None:
         say(f"Warning: not read, and not counted, {len(result.skipped)} of the records: {names}")
     if not result.measurements:
         say(
-            "Nothing was scored: the data has no truth but what the model is given. Submit the "
-            f"predictions in {result.folder}."
+            "Nothing was scored: the data has no truth, or none but what the model is given. "
+            f"Predictions are in {result.folder}."
         )
 
 

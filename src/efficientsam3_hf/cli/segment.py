@@ -45,12 +45,14 @@ def segment(
         raise typer.BadParameter("boxes and points go with one phrase: give --text once")
 
     import numpy as np
+    from PIL import Image
 
+    from ..data.files import to_rgb
     from ..data.masks_rle import to_rle
     from ..pipelines import open_image
     from ..visualize import draw_instances
 
-    image = open_image(str(picture)).convert("RGB")
+    image = Image.fromarray(to_rgb(open_image(str(picture))))
     shared.quiet()
     found = find(model, shared.check_device(device), image, text or [], boxes, points, threshold)
     labels = list(dict.fromkeys([*(text or []), *(each["label"] for each in found)]))
@@ -74,7 +76,8 @@ def segment(
         return
     for label in labels:
         scores = [f"{each['score']:.2f}" for each in found if each["label"] == label]
-        typer.echo(f"{label}: {len(scores)} found{f' ({chr(44).join(scores)})' if scores else ''}")
+        shown = f" ({', '.join(scores)})" if scores else ""
+        typer.echo(f"{label}: {len(scores)} found{shown}")
     if not found:
         typer.echo(f"Nothing scores above {threshold}. A lower --threshold shows more.")
     print(f"Overlay: {path}", file=sys.stderr)

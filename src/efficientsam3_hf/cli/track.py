@@ -1,9 +1,10 @@
 """`efficientsam3 track`: phrases, or objects that are pointed at, through a video."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ efficientsam3 track street.mp4 -m FOLDER --text person --rle tracks.jsonl --davi
 ```
 
 Without --text, each box and each point is an object of its own, in the frame given by --frame. With
---exemplars, the boxes show in the first frame what kind of thing to find.
+--exemplars, the boxes show in the first frame what kind of thing to find. Frames are decoded,
+tracked and written one at a time; models of transformers' own take the whole video at once.
 """
 
 
@@ -166,48 +168,71 @@ def follow_objects(
     from ..benchmarks.loading import load
 
     loaded = load(name, "tracks", device)
-    frames = list(video)
-    chosen = [place for place, each in enumerate(frames) if each.index == start]
-    if not chosen:
+    frames = (frame for frame in video if frame.index >= start)
+    first = next(frames, None)
+    if first is None or first.index != start:
         raise ValueError(
-            f"There is no frame {start} among the {len(frames)} that are taken: --frame counts as "
-            "--start and --stop do."
+            f"There is no frame {start} among those that are taken: --frame counts as --start and "
+            "--stop do."
         )
+    frames = chain([first], frames)
+    if type(loaded.model).__module__.startswith("transformers."):
+        if boxes and points:  # the second call would forget the objects of the first
+            raise ValueError(f"{name} is transformers' own: give it boxes or points, not both.")
+        outputs = track_whole(loaded, frames, boxes, points)
+    else:
+        outputs = track_stream(loaded, frames, boxes, points)
+    for frame, session, output in outputs:
+        size = [[session.video_height, session.video_width]]
+        masks = loaded.processor.post_process_masks([output.pred_masks], size)[0][:, 0].cpu()
+        given = getattr(output, "object_ids", None)
+        object_ids = list(session.obj_ids if given is None else given)
+        scores = output.object_score_logits.flatten().float().cpu().sigmoid()
+        yield seen_objects(frame.index, object_ids, scores, masks.bool()), frame.pixels
+
+
+def track_stream(
+    loaded: Any, frames: Iterable[Any], boxes: list[list[float]], points: list[list[float]]
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Frame, session and output of each frame, which is then forgotten."""
     processor = loaded.processor
-    session = processor.init_video_session(
-        [each.pixels for each in frames], inference_device=device, dtype=loaded.dtype
+    session = processor.init_video_session(inference_device=loaded.device, dtype=loaded.dtype)
+    for frame in frames:
+        place = processor.add_frame(session, frame.pixels)
+        if place == 0:
+            point_out(processor, session, boxes, points)
+        yield frame, session, loaded.model(session, frame_idx=place)
+
+
+def track_whole(
+    loaded: Any, frames: Iterable[Any], boxes: list[list[float]], points: list[list[float]]
+) -> Iterator[tuple[Any, Any, Any]]:
+    """The same, with the whole video in memory, as transformers' processors take it."""
+    held = list(frames)
+    session = loaded.processor.init_video_session(
+        [each.pixels for each in held], inference_device=loaded.device, dtype=loaded.dtype
     )
-    # All of a kind in one call: transformers forgets the objects of an earlier one.
-    if boxes and points and type(loaded.model).__module__.startswith("transformers."):
-        raise ValueError(f"{name} is transformers' own: give it boxes or points, not both.")
+    point_out(loaded.processor, session, boxes, points)
+    for output in loaded.model.propagate_in_video_iterator(session, start_frame_idx=0):
+        yield held[output.frame_idx], session, output
+
+
+def point_out(
+    processor: Any, session: Any, boxes: list[list[float]], points: list[list[float]]
+) -> None:
+    """Say in the first frame of a session what to follow: each box, each point is an object."""
     ids = list(range(1, len(boxes) + len(points) + 1))
     if boxes:
         processor.add_inputs_to_inference_session(
-            session, chosen[0], ids[: len(boxes)], input_boxes=[boxes]
+            session, 0, ids[: len(boxes)], input_boxes=[boxes]
         )
     if points:
         processor.add_inputs_to_inference_session(
             session,
-            chosen[0],
+            0,
             ids[len(boxes) :],
             input_points=[[[point] for point in points]],
             input_labels=[[[1] for _ in points]],
-        )
-    size = [[session.video_height, session.video_width]]
-    outputs = loaded.model.propagate_in_video_iterator(session, start_frame_idx=chosen[0])
-    for output in outputs:
-        masks = processor.post_process_masks([output.pred_masks], size)[0][:, 0].cpu()
-        given = getattr(output, "object_ids", None)
-        scores = output.object_score_logits.flatten().float().cpu().sigmoid()
-        source = frames[output.frame_idx]
-        yield (
-            seen_objects(
-                source.index,
-                list(session.obj_ids if given is None else given),
-                scores,
-                masks.bool(),
-            ),
-            source.pixels,
         )
 
 

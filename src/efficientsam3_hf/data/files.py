@@ -1,16 +1,22 @@
-"""Files of a dataset, on disk or at any address that fsspec opens, such as `hf://datasets/...`."""
+"""Files of a dataset, on disk or at any address that fsspec opens.
+
+hf://datasets/NAME/REPOSITORY              on the Hub
+tar://sav_val::/data/sav_val.tar           a folder in a tar or zip, as it is
+zip://DAVIS::hf://datasets/.../DAVIS.zip   likewise, far away
+"""
 
 import fnmatch
 import io
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 from huggingface_hub import HfFileSystem, hf_hub_download
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Bytes to fetch at once of a file that is read from beginning to end.
 LARGE_PIECE = 1 << 25
@@ -22,10 +28,37 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def join(folder: str | os.PathLike, *names: str) -> str:
-    """A path or address below a folder."""
+    """A path or address below a folder.
+
+    >>> join("tar://sav_val::/data/sav_val.tar", "sav_val.txt")
+    'tar://sav_val/sav_val.txt::/data/sav_val.tar'
+    """
     if is_remote(folder):
-        return "/".join([str(folder).rstrip("/"), *names])
+        inner, *archive = str(folder).split("::", 1)
+        return "::".join(["/".join([inner.rstrip("/"), *names]), *archive])
     return str(Path(folder, *names))
+
+
+def find(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it."""
+    if "::" not in address:
+        return fsspec.core.url_to_fs(address)
+    inner, archive = address.split("::", 1)
+    kind, path = inner.split("://", 1)
+    return open_archive(kind, archive, os.getpid()), path
+
+
+@lru_cache(maxsize=4)
+def open_archive(kind: str, archive: str, process: int) -> Any:
+    """What is in a tar or zip, whose index is read once.
+
+    Args:
+        kind: "tar", "zip" or another of fsspec's.
+        archive: Path or address.
+        process: That reads it: a file that is open may not be shared with another.
+    """
+    filesystem, _ = fsspec.core.url_to_fs(f"{kind}://::{archive}")
+    return filesystem
 
 
 def open_file(path: str, from_end_to_end: bool = False) -> Any:
@@ -37,7 +70,7 @@ def open_file(path: str, from_end_to_end: bool = False) -> Any:
             address in larger pieces, since each costs a round trip.
     """
     if is_remote(path):
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = find(path)
         options = {"block_size": LARGE_PIECE} if from_end_to_end else {}
         return filesystem.open(inner, "rb", **options)
     return open(path, "rb")
@@ -56,13 +89,16 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 def read_json(path: str) -> Any:
     """What a JSON file holds."""
-    return json.loads(read_bytes(path))
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON that can be read: {error}.") from error
 
 
 def exists(path: str) -> bool:
     """Whether there is such a file or folder."""
     if is_remote(path):
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = find(path)
         return filesystem.exists(inner)
     return os.path.exists(path)
 
@@ -70,7 +106,7 @@ def exists(path: str) -> bool:
 def list_names(folder: str, pattern: str = "*") -> list[str]:
     """Names of the files and folders in a folder that fit a pattern, sorted."""
     if is_remote(folder):
-        filesystem, inner = fsspec.core.url_to_fs(folder)
+        filesystem, inner = find(folder)
         names = [path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False)]
     else:
         names = [entry.name for entry in os.scandir(folder)]
@@ -80,7 +116,12 @@ def list_names(folder: str, pattern: str = "*") -> list[str]:
 def list_below(folder: str, pattern: str) -> list[str]:
     """Paths of the files in a folder and all below it whose names fit a pattern, sorted."""
     if is_remote(folder):
-        filesystem, inner = fsspec.core.url_to_fs(folder)
+        if "::" in folder:
+            raise ValueError(
+                f"{folder} cannot be searched: only formats that say where each file is are read "
+                "out of an archive. Extract it."
+            )
+        filesystem, inner = find(folder)
         found = [filesystem.unstrip_protocol(path) for path in filesystem.find(inner)]
         return sorted(path for path in found if fnmatch.fnmatch(path.rsplit("/", 1)[-1], pattern))
     found = []
@@ -96,7 +137,7 @@ def local_path(path: str) -> str:
     """
     if not is_remote(path):
         return path
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = find(path)
     if isinstance(filesystem, HfFileSystem):
         place: Any = filesystem.resolve_path(inner)
         if getattr(place, "repo_id", None):  # what has none is a bucket
@@ -111,10 +152,18 @@ def local_path(path: str) -> str:
     return str(fsspec.open_local(f"simplecache::{path}"))
 
 
+def opened_picture(source: str | bytes) -> Image.Image:
+    """A picture that is not decoded yet, by path, address or the bytes of its file."""
+    data, name = (read_bytes(source), source) if isinstance(source, str) else (source, "a picture")
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:  # which names an object in memory
+        raise ValueError(f"{name}, of {len(data)} bytes, is in no form that is known") from error
+
+
 def image_size(source: str | bytes, upright: bool = False) -> tuple[int, int]:
     """(height, width) of a picture, which is not decoded for it; arguments as for `read_image`."""
-    data = read_bytes(source) if isinstance(source, str) else source
-    with Image.open(io.BytesIO(data)) as picture:
+    with opened_picture(source) as picture:
         size = (picture.height, picture.width)
         return size[::-1] if upright and is_on_its_side(picture) else size
 
@@ -140,8 +189,7 @@ def read_image(
         upright: Turn photographs as their EXIF data say. Annotations of the known datasets are of
             the pixels as stored.
     """
-    data = read_bytes(source) if isinstance(source, str) else source
-    with Image.open(io.BytesIO(data)) as picture:
+    with opened_picture(source) as picture:
         turned = upright and is_on_its_side(picture)
         found = (picture.height, picture.width)[:: -1 if turned else 1]
         if size is not None and found != tuple(size):
@@ -153,12 +201,23 @@ def read_image(
             picture.draft("RGB", (width, height))
         if upright:
             picture = ImageOps.exif_transpose(picture)
-        return np.array(picture.convert("RGB"))
+        return to_rgb(picture)
+
+
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """Pixels (height, width, 3) of 8 bits; 16 are scaled, and what is transparent lies on white."""
+    if picture.mode.startswith("I"):  # PIL itself would clip it to white
+        grey = np.clip(np.array(picture).astype(np.int64), 0, 65535)
+        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(picture.convert("RGB"))
 
 
 def read_labels(path: str) -> np.ndarray:
     """Numbers of objects (height, width) out of a PNG with a palette, or a grey or binary one."""
-    with Image.open(io.BytesIO(read_bytes(path))) as picture:
+    with opened_picture(path) as picture:
         if picture.mode not in ("P", "L", "1", "I;16", "I"):
             raise ValueError(f"{path} has mode {picture.mode}; object numbers need a palette.")
         return np.array(picture)

@@ -23,6 +23,8 @@ from ..visualize import draw_instances, to_array
 from .masks_rle import import_mask_api, to_rle
 from .video import import_av
 
+OVERLAYS = (".mp4", ".mkv", ".mov", ".avi", ".gif")
+
 DAVIS_IDS = 255  # objects that fit into a PNG of 8 bits
 
 
@@ -218,7 +220,7 @@ def old_numbers(folder: Path) -> dict[int, int]:
 
 
 class OverlayWriter(TrackWriter):
-    """A video (`.mp4`, `.mkv`, ...) or `.gif` with the objects drawn on their frames.
+    """A video (`.mp4`, `.mkv`, `.mov`, `.avi`) or `.gif` with the objects drawn on their frames.
 
     A GIF is kept in memory until it is closed; a video is not. Neither can be appended to: what
     goes on after a process died is written to another file.
@@ -232,6 +234,8 @@ class OverlayWriter(TrackWriter):
         if fps <= 0:
             raise ValueError(f"fps={fps} is no number of frames a second: it is more than 0.")
         self.path, self.fps = Path(path), fps
+        if self.path.suffix.lower() not in OVERLAYS:
+            raise ValueError(f"{path} does not end in {', '.join(OVERLAYS)}: no overlay is so.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.pictures: list[Image.Image] = []  # of a GIF, which is written at the end
         self.container = self.stream = None

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .files import is_remote, read_image
+from .files import is_remote, read_image, to_rgb
 
 # Packets that may come between a frame and the one shown next.
 MOST_REORDERED = 64
@@ -271,11 +271,11 @@ def read_picture(picture: Any) -> np.ndarray:
             if is_remote(picture):
                 return read_image(str(picture))
             with Image.open(picture) as opened:
-                return np.array(opened.convert("RGB"))
+                return to_rgb(opened)
         except OSError as error:
             raise ValueError(f"{picture} is no picture that can be read: {error}.") from error
     if isinstance(picture, Image.Image):
-        return np.array(picture.convert("RGB"))
+        return to_rgb(picture)
     array = np.asarray(picture.cpu() if hasattr(picture, "cpu") else picture)
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
         array = array.transpose(1, 2, 0)

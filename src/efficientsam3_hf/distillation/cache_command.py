@@ -17,19 +17,13 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from .. import zoo
-from ..data.clips import Cut
-from ..data.coco import CocoImages, LvisImages, RoboflowImages
-from ..data.loading import Reader, Samples, load
-from ..data.own_folder import OwnImages, OwnVideos
-from ..data.sa1b import Sa1b
-from ..data.sav import SavFolders, SavVideos
-from .arguments import option
+from ..data.loading import Samples
+from .arguments import check_known, option
 from .cache_files import DiskFullError
 from .cache_writer import CacheOptions, CachePlan, CacheWriter
+from .data_settings import FORMATS, DataSettings, load_samples
 from .teacher import KINDS, Teacher, load_teacher
 from .teacher_cache import TeacherCache
-
-FORMS = ("own", "sa1b", "coco", "lvis", "roboflow", "own_videos", "sav_videos", "sav_folders")
 
 
 @dataclass
@@ -39,8 +33,10 @@ class CacheArguments(CacheOptions):
     images: str = option("", "Folder of the pictures or videos.")
     output: str = option("", "Folder of the cache.")
     teacher: str = option("facebook/sam3", "Folder or Hub name of a SAM 3.")
-    form: str = option("own", f"Of the folder: {', '.join(FORMS)}.")
-    split: str = option("train", "Of the folder, where its form has splits.")
+    format: str = option("folder", "Layout of the dataset: a reader of docs/data.md.")
+    split: str = option("train", "Its part, where the format has parts.")
+    annotations: str | None = option(None, "File of annotations, where the format needs it named.")
+    tars: str = option("*.tar", "Which of SA-1B's tars, as a pattern.")
     fraction: float | None = option(None, "Share of the records to take; None for all.")
     subset_seed: int = option(0, "Another one takes others.")
     frames: int = option(8, "Of each cut, for videos.")
@@ -55,18 +51,14 @@ class CacheArguments(CacheOptions):
         for name in ("images", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: the folder of the {WHAT[name]}.")
-        for name, value, known in (("form", self.form, FORMS), ("kind", self.kind, tuple(KINDS))):
-            if value not in known:
-                raise ValueError(f"--{name} is one of {', '.join(known)}, not {value!r}.")
-        if self.is_of_videos != (self.kind == "clip"):
-            raise ValueError(
-                f"--kind {self.kind} does not go with --form {self.form}: clips are of videos, and "
-                "all other kinds of pictures."
-            )
+        if self.kind not in KINDS:
+            raise ValueError(f"--kind is one of {', '.join(KINDS)}, not {self.kind!r}.")
+        check_known(self.format, list(FORMATS[self.samples]), f"format of {self.samples}")
 
     @property
-    def is_of_videos(self) -> bool:
-        return self.form in ("own_videos", "sav_videos", "sav_folders")
+    def samples(self) -> str:
+        """What is cached: a key of `FORMATS`."""
+        return "clips" if self.kind == "clip" else "pictures"
 
 
 WHAT = {"images": "pictures or videos", "output": "cache"}
@@ -127,21 +119,23 @@ def run(arguments: CacheArguments) -> CacheReport:
 
 
 def read_samples(arguments: CacheArguments) -> Samples:
-    """The samples of the folder."""
-    folder, split = arguments.images, arguments.split
-    cut = Cut(arguments.frames, arguments.frame_step, place="start")
-    readers: dict[str, Any] = {
-        "own": lambda: OwnImages(folder),
-        "sa1b": lambda: Sa1b(folder, annotations=False),
-        "coco": lambda: CocoImages(folder, split),
-        "lvis": lambda: LvisImages(folder, split),
-        "roboflow": lambda: RoboflowImages(folder, split),
-        "own_videos": lambda: OwnVideos(folder, cut=cut),
-        "sav_videos": lambda: SavVideos(folder, cut=cut),
-        "sav_folders": lambda: SavFolders(folder, split, cut=cut),
-    }
-    reader: Reader = readers[arguments.form]()
-    return load(reader, fraction=arguments.fraction, subset_seed=arguments.subset_seed)
+    """The samples of the dataset."""
+    data = DataSettings(
+        format=arguments.format,
+        root=arguments.images,
+        split=arguments.split,
+        annotations=arguments.annotations,
+        tars=arguments.tars,
+        fraction=arguments.fraction,
+        subset_seed=arguments.subset_seed,
+        clip_length=arguments.frames,
+        clip_step=arguments.frame_step,
+        clip_place="start",
+    )
+    samples = load_samples(data, arguments.samples)
+    if not isinstance(samples, Samples):
+        raise ValueError(f"Data of format {arguments.format!r} are made anew, not read: no cache.")
+    return samples
 
 
 def processor_of(teacher: Teacher) -> Any:

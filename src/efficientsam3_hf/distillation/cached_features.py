@@ -69,6 +69,15 @@ class CachedTeacherFeatures:
         return self.cache.decode(stored, dtype)
 
 
+def decoded(inputs: Mapping[str, Any], cache: TeacherCache | None) -> dict[str, Tensor] | None:
+    """Tokens (pictures, tokens, channels) that a batch brought along, by the names of the parts.
+
+    None if it brought none.
+    """
+    stored = inputs.get(FEATURES)
+    return None if stored is None or cache is None else cache.decode(stored)
+
+
 def flips(probability: float = 0.5, seed: int = 0) -> Augmentations:
     """The augmentation that a cache with flips allows."""
     return Augmentations(flip=probability, scale=(1.0, 1.0), colour=0.0, seed=seed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.clip_forward import ClipPrompts, FramePrompt
-from .memory_losses import overlap
+from .mask_losses import overlap
 
 KINDS = ("point", "box", "mask")
 MOST_CORRECTIONS = 4

@@ -69,6 +69,9 @@ class DataSettings:
     negatives: int = option(2, "Most phrases of an image that name nothing.")
     clip_length: int = option(8, "Frames of a clip: in a cut of a video, or in a synthetic one.")
     clip_step: int = option(1, "2 takes every second frame, and so on.")
+    clip_place: str = option(
+        "random", "Where a cut begins: random, another in each epoch; or start, as in a cache."
+    )
 
     eval_format: str | None = option(None, "Evaluation: its format.")
     eval_root: str | None = option(None, "Evaluation: its folder, file or address.")
@@ -114,7 +117,7 @@ class DataSettings:
     @property
     def cut(self) -> Cut:
         """Which frames to take of a video."""
-        return Cut(self.clip_length, self.clip_step)
+        return Cut(self.clip_length, self.clip_step, self.clip_place)
 
     @property
     def least_size(self) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """Distances between the features of a student and of its teacher.
 
 Those of maps are sums over images, where every image counts 1; those of tokens are sums over valid
-tokens; `order_error` is one over phrases. Divide by their number.
+tokens; `order_error` is one over phrases. Divide by their number. `pointer_error` gives one number
+for each pointer.
 """
 
 from collections.abc import Sequence
@@ -70,6 +71,13 @@ def valid_places(valid: Tensor | None, size: Sequence[int]) -> Tensor | None:
         return None
     height, width = size
     return F.adaptive_avg_pool2d(valid[:, None].float(), (height, width))[:, 0] > 0.5
+
+
+def pointer_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of each vector (..., channels), in units of the teacher's length."""
+    student, teacher = student.float(), teacher.float()
+    length = teacher.square().sum(dim=-1).clamp(min=1e-6)
+    return (student - teacher).square().sum(dim=-1) / length
 
 
 def token_error(student: Tensor, teacher: Tensor, variance: Tensor, valid: Tensor) -> Tensor:

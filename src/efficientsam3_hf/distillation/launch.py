@@ -19,6 +19,7 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 from .. import zoo
 from ..data.augmentations import ChooseInstances, ChooseQueries
 from ..data.collators import ClipCollator, ImageCollator, PhraseCollator, PictureCollator
+from ..data.images_with_clips import ImagesWithClips, ImagesWithClipsCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from ..tokenizer import build_tokenizer
@@ -31,6 +32,7 @@ from .stage1_prompts import PromptDistillationArguments, PromptDistillationTrain
 from .stage1_text import TextDistillationArguments, TextDistillationTrainer
 from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
 from .stage3_concepts import ConceptTrainer, ConceptTrainingArguments
+from .stage3_joint import JointTrainer, JointTrainingArguments
 from .teacher import Teacher, load_teacher
 from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
@@ -77,6 +79,7 @@ class TeacherSettings:
     cache: str | None = option(
         None, "Folder of its features, as `efficientsam3 cache-teacher` writes them."
     )
+    clip_cache: str | None = option(None, "Those of the section clips.")
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,14 @@ class Stage:
         samples: What it learns from: a key of `data_settings.FORMATS`.
         collator: Makes the collator, given the run and whether it is for training, when samples
             are augmented, or for evaluation.
+        with_clips: Whether it learns from the clips of the section `clips`, too.
     """
 
     arguments: type[DistillationArguments]
     trainer: type[DistillationTrainer]
     samples: str
     collator: Callable[["Run", bool], Any]
+    with_clips: bool = False
 
 
 def collate_pictures(run: "Run", training: bool) -> Any:
@@ -137,19 +142,34 @@ def collate_concepts(run: "Run", training: bool) -> Any:
 def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
     """Token ids, cut to the shorter context of student and teacher."""
     configs = (run.student.configuration, concept_config(run.teacher))
-    tokenizer = build_tokenizer(min(config.context_length for config in configs))
+    tokenizer = build_tokenizer(
+        min(config.context_length for config in configs), run.student.configuration.words
+    )
     processor = EfficientSam3Processor(run.processor.image_processor, tokenizer)
     return PhraseCollator(processor, seed=run.training.seed)
 
 
 def collate_clips(run: "Run", training: bool) -> Any:
     """Frames, also at the teacher's size if it is another, and the masks of each object."""
+    return clip_collator(run, run.data, run.cache, training)
+
+
+def clip_collator(
+    run: "Run", data: DataSettings, cache: TeacherCache | None, training: bool
+) -> Any:
+    """The same for any clips and their cache."""
     collate = ClipCollator(
         run.processor.image_processor,
-        augment=run.augmentations if training else [],
+        augment=data.augmentations(run.training.seed) if training else [],
         teacher_processor=run.teacher_processor.image_processor,
     )
-    return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
+    return CachedTeacherFeatures(cache, collate) if training and cache else collate
+
+
+def collate_images_with_clips(run: "Run", training: bool) -> ImagesWithClipsCollator:
+    """Pictures with phrases, and clips."""
+    clips = clip_collator(run, run.clips, run.clip_cache, training)
+    return ImagesWithClipsCollator(collate_concepts(run, training), clips)
 
 
 # One row for each stage: its arguments, its trainer, what it reads, and how that becomes batches.
@@ -167,6 +187,13 @@ STAGES = {
         MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips
     ),
     "stage3_concepts": Stage(ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts),
+    "stage3_joint": Stage(
+        JointTrainingArguments,
+        JointTrainer,
+        "images",
+        collate_images_with_clips,
+        with_clips=True,
+    ),
 }
 
 SECTIONS = {
@@ -174,6 +201,7 @@ SECTIONS = {
     "student": StudentSettings,
     "teacher": TeacherSettings,
     "data": DataSettings,
+    "clips": DataSettings,  # of a stage that has both
     "training": DistillationArguments,  # or the stage's own
 }
 
@@ -186,6 +214,7 @@ class Run:
     student_settings: StudentSettings
     teacher_settings: TeacherSettings
     data: DataSettings
+    clips: DataSettings
     training: DistillationArguments
 
     @cached_property
@@ -198,15 +227,30 @@ class Run:
     @cached_property
     def cache(self) -> TeacherCache | None:
         """Features of the teacher on disk, if there is a folder of them."""
-        if self.teacher_settings.cache is None:
+        return self.open_cache(self.teacher_settings.cache, self.data)
+
+    @cached_property
+    def clip_cache(self) -> TeacherCache | None:
+        """Those of the section `clips`."""
+        return self.open_cache(self.teacher_settings.clip_cache, self.clips)
+
+    def open_cache(self, folder: str | None, data: DataSettings) -> TeacherCache | None:
+        """A cache of what is learned from, if there is one and it can be used."""
+        if folder is None:
             return None
-        if self.data.augment == "all":
+        if data.augment == "all":
             raise ValueError(
                 "Cached features are of pictures as they are, or flipped: set data.augment to none "
                 "or, if the cache was written with flips, to flip."
             )
         transform = self.teacher_processor.image_processor
-        return TeacherCache.open(self.teacher_settings.cache, self.teacher, transform)
+        cache = TeacherCache.open(folder, self.teacher, transform)
+        if cache.manifest.kind == "clip" and data.clip_place != "start":
+            raise ValueError(
+                "Cached features of clips are of the first cut of each video: set clip_place to "
+                "start, and clip_length and clip_step as the cache was written with."
+            )
+        return cache
 
     @cached_property
     def student(self) -> Family:
@@ -251,18 +295,38 @@ class Run:
     @cached_property
     def trainer(self) -> DistillationTrainer:
         """The trainer, ready to start."""
-        evaluation = self.data.for_evaluation()
+        options = {"clip_cache": self.clip_cache} if self.stage.with_clips else {}
         return self.stage.trainer(
             model=self.student,
             args=self.training,
             teacher=self.teacher,
             parent=self.parent,
             cache=self.cache,
-            train_dataset=load_samples(self.data, self.stage.samples, self.training.seed),
-            eval_dataset=evaluation and load_samples(evaluation, self.stage.samples),
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
             data_collator=self.stage.collator(self, True),
             eval_collator=self.stage.collator(self, False),
+            **options,
         )
+
+    @property
+    def train_dataset(self) -> Any:
+        """What is learned from."""
+        settings: Any = self.training
+        samples = load_samples(self.data, self.stage.samples, settings.seed)
+        if not self.stage.with_clips:
+            return samples
+        clips = load_samples(self.clips, "clips", settings.seed)
+        return ImagesWithClips(samples, clips, settings.images_per_clip, settings.seed)
+
+    @property
+    def eval_dataset(self) -> Any:
+        """What the student is evaluated on, images and clips apart; None for nothing."""
+        samples = load_evaluation(self.data, self.stage.samples)
+        if not self.stage.with_clips:
+            return samples
+        both = {"images": samples, "clips": load_evaluation(self.clips, "clips")}
+        return {name: each for name, each in both.items() if each is not None} or None
 
     def train(self) -> None:
         """Train, keep the student, evaluate it, and push it if that was asked for."""
@@ -293,6 +357,8 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
     name = build("stage", values["stage"], StageSettings).name
     check_known(name, list(STAGES), "stage")
     stage = STAGES[name]
+    if values["clips"] and not stage.with_clips:
+        raise ValueError(f"{name} has no section clips: what it learns from is its section data.")
     student = build("student", values["student"], StudentSettings)
     if not student.name:
         raise ValueError("Say what to train: student.name is a variant of the zoo or a folder.")
@@ -301,8 +367,15 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
         student,
         build("teacher", values["teacher"], TeacherSettings),
         build("data", values["data"], DataSettings),
+        build("clips", values["clips"], DataSettings),
         build("training", values["training"], stage.arguments),
     )
+
+
+def load_evaluation(data: DataSettings, kind: str) -> Any:
+    """The samples that `eval_` settings name; None if there are none."""
+    settings = data.for_evaluation()
+    return None if settings is None else load_samples(settings, kind)
 
 
 def resume_point(training: DistillationArguments) -> str | bool | None:
@@ -353,6 +426,9 @@ def explain(stage: str | None = None) -> str:
     lines = [f"Stages: {', '.join(STAGES)}."]
     for name, kind in sections.items():
         summary = (kind.__doc__ or "").splitlines()[0]
+        if name == "clips":
+            lines += ["", "clips: The same settings as data, for clips beside images."]
+            continue
         lines += ["", f"{name}: {summary}"]
         inherited = {each.name for each in fields(TrainingArguments)}
         for entry in fields(kind):

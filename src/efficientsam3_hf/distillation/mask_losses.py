@@ -1,9 +1,10 @@
-"""How far masks are from soft masks: cross entropy, focal, Dice.
+"""How far masks are from soft masks: cross entropy, focal, Dice. How much they overlap.
 
-Each gives one number for each mask, and 0 where a mask equals its target. For targets of 0 and 1
-they are the losses that go by these names. For soft targets those would not be 0 at the target:
-the cross entropy has the target's own entropy in it, and the Dice loss is least for a mask that is
-harder than its target, which would pull a student's features away from the teacher's.
+Each gives one number for each mask, and losses are 0 where a mask equals its target. For targets of
+0 and 1 they are the losses that go by these names, as the objective of concepts has them at points.
+For soft targets those would not be 0 at the target: the cross entropy has the target's own entropy
+in it, and the Dice loss is least for a mask that is harder than its target, which would pull a
+student's features away from the teacher's.
 
 Logits and targets are (..., height, width), targets from 0 to 1; `valid` can be broadcast to them,
 true where there is a picture, None for everywhere.
@@ -55,6 +56,19 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> T
         probability, targets = probability * valid, targets * valid
     difference = (probability - targets).abs().sum(dim=(-2, -1))
     return difference / (probability.sum(dim=(-2, -1)) + targets.sum(dim=(-2, -1)) + 1)
+
+
+def overlap(logits: Tensor, targets: Tensor) -> Tensor:
+    """IoU of each mask, cut at 0, with its target; 1 where both are empty.
+
+    Args:
+        logits: Of the masks.
+        targets: 0 or 1.
+    """
+    predicted, inside = logits > 0, targets > 0.5
+    shared = (predicted & inside).sum(dim=(-2, -1))
+    union = (predicted | inside).sum(dim=(-2, -1))
+    return (shared / union.clamp(min=1)).where(union > 0, 1.0)
 
 
 def divergence(logits: Tensor, targets: Tensor) -> Tensor:

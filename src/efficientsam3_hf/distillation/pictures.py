@@ -1,6 +1,6 @@
 """Pictures of what a student makes of the same few samples, on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,13 @@ class DrawPictures(TrainerCallback):
         """Choose the samples: the first that can be used."""
         trainer = self.trainer
         dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
-        usable = (sample for sample in samples_of(dataset) if sample is not None)
+        datasets = dataset.values() if isinstance(dataset, Mapping) else [dataset]
+        samples = []
+        for each in datasets:
+            usable = (sample for sample in samples_of(each) if sample is not None)
+            samples += islice(usable, self.samples)
         collate = trainer.eval_collator or trainer.data_collator
-        self.batch = collate(list(islice(usable, self.samples)))
+        self.batch = collate(samples)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Draw, if it is time."""

@@ -151,6 +151,6 @@ def resized(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """Logits of masks (rows, height, width), or with candidates, in another size."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
-    flat = logits.reshape(-1, 1, *logits.shape[-2:])
+    flat = logits.flatten(0, -3)[:, None]
     flat = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False)
     return flat.view(*logits.shape[:-2], *size)

@@ -252,8 +252,9 @@ class PromptDistillationTrainer(ImageDistillationTrainer):
     def visual_phrase(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Token ids and mask of the phrase that goes with exemplars alone."""
         if self.visual is None:
-            length = self.family.configuration.text_config.max_position_embeddings
-            tokens = build_tokenizer(length)(VISUAL_PHRASE, return_tensors="pt")
+            config = self.family.configuration
+            length = config.text_config.max_position_embeddings
+            tokens = build_tokenizer(length, config.words)(VISUAL_PHRASE, return_tensors="pt")
             self.visual = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
         return self.visual
 

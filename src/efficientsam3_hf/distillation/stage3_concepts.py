@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback
@@ -16,7 +15,6 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from ..evaluation import concept, units
-from ..models.modeling_efficientsam3 import EfficientSam3Model
 from ..models.objective_config import ObjectiveConfig
 from ..tokenizer import build_tokenizer
 from .arguments import DistillationArguments
@@ -24,12 +22,11 @@ from .concept_scores import detections_of, draw_concepts, truths_of
 from .family import Family
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
 from .prompted_heads import match_queries, scores_of
-from .stage1_image import TARGETS, map_terms, seen_maps
+from .stage1_image import TARGETS, check_cache, map_terms, seen_maps
 from .trainer import DistillationTrainer
 
 # Of the objective, those that are means over instances; the others are means over prompts.
 OF_BOXES = ("l1", "giou", "mask", "dice")
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 MAP_TERMS = tuple(f"{target}_{kind}" for target in TARGETS for kind in ("error", "angle"))
 
 
@@ -99,26 +96,37 @@ class ConceptTrainer(DistillationTrainer):
     def __init__(
         self, model: Family, args: ConceptTrainingArguments, teacher: Any = None, **kwargs: Any
     ):
+        if teacher is None:
+            args.targets = []
+        self.units, self.weights = self.terms(model, args)
+        super().__init__(model, args, teacher, **kwargs)
+        self.balancer = Balancer(self)
+        self.add_callback(self.balancer)
+        if self.cache is not None:
+            check_cache(self.cache, ["trunk"])
+        if teacher is not None:  # which may read longer phrases than the student
+            config = teacher.detector.config
+            self.tokenizer = build_tokenizer(config.context_length, getattr(config, "words", None))
+
+    def terms(
+        self, model: Family, args: ConceptTrainingArguments
+    ) -> tuple[dict[str, str], dict[str, float]]:
+        """What each term is counted in, and its factor."""
         objective = ObjectiveConfig.from_dict(model.configuration.objective).weights()
-        self.units = {
+        units = {
             **{name: "boxes" if name.endswith(OF_BOXES) else "prompts" for name in objective},
             "semantic_dice": "prompts",
             **dict.fromkeys(CONCEPT_TERMS, "prompts"),
             **dict.fromkeys(MAP_TERMS, "samples"),
         }
-        self.weights = {
+        weights = {
             **objective,
             **{"concept_bce": 5.0, "concept_dice": 5.0, "concept_focal": 0.0},
             **{"concept_box": 5.0, "concept_overlap": 2.0},
             **{"concept_score": 5.0, "concept_presence": 5.0},
             **dict.fromkeys(MAP_TERMS, 1.0),
         }
-        if teacher is None:
-            args.targets = []
-        super().__init__(model, args, teacher, **kwargs)
-        self.balancer = Balancer(self)
-        self.add_callback(self.balancer)
-        self.teacher_phrases: dict[str, Tensor] = {}
+        return units, weights
 
     # What is asked, and what the teacher says.
 
@@ -145,36 +153,15 @@ class ConceptTrainer(DistillationTrainer):
         lesson = ConceptLesson(seen_maps(teacher, seen, self.args.targets))
         if self.wanted(CONCEPT_TERMS):
             phrases = [label["phrase"] for label in inputs["labels"]]
-            text, valid = self.read_phrases(teacher.detector, phrases)
+            tokens = self.tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
             lesson.found = teacher.detector(
                 vision_embeds=seen,
-                text_embeds=text.to(seen.fpn_hidden_states[0].dtype),
-                attention_mask=valid,
+                input_ids=tokens["input_ids"].to(self.args.device),
+                attention_mask=tokens["attention_mask"].to(self.args.device),
                 image_indices=inputs.get("image_indices"),
                 return_dict=True,
             )
         return lesson
-
-    def read_phrases(
-        self, detector: EfficientSam3Model, phrases: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """A detector's token features of phrases, each computed once, and which are valid."""
-        device = self.args.device
-        unread = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self.teacher_phrases]
-        # Where weights are sharded, all processes must ask whenever one does.
-        if unread or self.accelerator.distributed_type in SHARDED:
-            tokens = build_tokenizer(detector.config.context_length)(
-                unread or list(phrases[:1]), padding=True, truncation=True, return_tensors="pt"
-            ).to(device)
-            mask = tokens["attention_mask"]
-            rows: Any = detector.get_text_features(tokens["input_ids"], mask, return_dict=True)
-            for phrase, row, kept in zip(unread, rows.pooler_output, mask.bool(), strict=False):
-                self.teacher_phrases[phrase] = row[kept].cpu()
-        rows = [self.teacher_phrases[phrase] for phrase in phrases]
-        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        valid = torch.arange(features.shape[1]) < lengths[:, None]
-        return features.to(device), valid.to(device)
 
     # What the student makes of it.
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import zoo
 from ..benchmarks.image_tasks import promptable
 from ..data.broken import DAMAGE
+from ..data.collators import PhraseCollator
 from ..data.masks_rle import Rle, rle_area, to_rle
 from ..data.own_folder import OwnImages, phrases_for
 from ..data.saco import write_saco
@@ -32,8 +33,9 @@ from ..evaluation.overlaps import mask_overlaps
 from ..models.score_calibration import calibrate_scores
 from .cache_files import write_json
 from .prompted_heads import scores_of
+from .stage1_text import read
 from .teacher import Teacher, TeacherModels
-from .text_features import TeacherTextFeatures
+from .text_targets import TextTargets
 
 PRESENT, ABSENT, DOUBTFUL = "present", "absent", "doubtful"
 SAME_OBJECT = 0.5  # IoU with an instance from which on a weaker detection is of the same thing
@@ -153,7 +155,13 @@ class Labeller:
         self.teacher, self.prompts_at_once = teacher, prompts_at_once
         self.confidence, self.absent = confidence, absent
         self.processor = zoo.processor(teacher.detector.config)
-        self.texts = TeacherTextFeatures.compute(teacher, self.processor, phrases)
+        self.collate = PhraseCollator(self.processor, shuffle=False)
+        self.texts = TextTargets(self.teach, self.collate.encode, phrases, dtype=teacher.dtype)
+
+    def teach(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The teacher's token features of phrases."""
+        device = self.teacher.device
+        return self.teacher(read, input_ids.to(device), attention_mask.to(device))
 
     def label(self, pixels: np.ndarray, phrases: Sequence[str]) -> list[PhraseLabel]:
         """Labels of phrases in a picture (height, width, 3)."""
@@ -183,7 +191,9 @@ class Labeller:
         """The detector's answers to phrases about one of the seen images, some at a time."""
         for start in range(0, len(phrases), self.prompts_at_once):
             some = phrases[start : start + self.prompts_at_once]
-            text, valid = self.texts(some, self.teacher.device)
+            batch = self.collate.encode(list(some))
+            valid = batch["attention_mask"].to(self.teacher.device)
+            text = self.texts(batch["keys"], valid.shape[1]).to(self.teacher.device)
             indices = torch.full((len(some),), image, device=self.teacher.device)
             yield self.teacher(detect, seen, text, valid, indices), some
 

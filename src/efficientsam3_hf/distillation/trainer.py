@@ -27,7 +27,7 @@ from ..hub.model_card import TEXT_TOWER, write_model_card
 from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
-from .cached_features import FEATURES
+from .cached_features import decoded
 from .ema import MovingAverage
 from .family import Family
 from .pictures import DrawPictures
@@ -99,6 +99,7 @@ class DistillationTrainer(Trainer):
         self.factors = {**self.weights, **self.own_weights()}
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
+        self.is_evaluating = False
         self.average = MovingAverage(model, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(self.average)
@@ -223,12 +224,8 @@ class DistillationTrainer(Trainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def cached(self, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """Tokens (pictures, tokens, channels) that a batch brought along; None if it brought none.
-
-        They are under the names of the cache's parts.
-        """
-        stored = inputs.get(FEATURES)
-        return None if stored is None or self.cache is None else self.cache.decode(stored)
+        """Tokens of the teacher that a batch brought along; None if it brought none."""
+        return decoded(inputs, self.cache)
 
     def note(self, terms: Mapping[str, Tensor]) -> None:
         """Keep terms for the log; whether they are numbers is looked at when they are logged."""
@@ -461,6 +458,15 @@ class DistillationTrainer(Trainer):
         with self.family.holding(self.average.weights):
             yield
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it, `is_evaluating` is true: for stages that then ask otherwise."""
+        self.is_evaluating = True
+        try:
+            yield
+        finally:
+            self.is_evaluating = False
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -483,7 +489,7 @@ class DistillationTrainer(Trainer):
             total=None if is_stream else len(dataloader),
             disable=self.args.disable_tqdm or not self.is_world_process_zero(),
         )
-        with torch.no_grad(), self.averaged():
+        with torch.no_grad(), self.averaged(), self.evaluating():
             for inputs, is_new in batches:
                 with self.compute_loss_context_manager(), self.autocast_smart_context_manager():
                     targets = self.teacher_step(inputs)
@@ -641,6 +647,7 @@ def synchronize_norms(model: nn.Module, args: DistillationArguments) -> None:
 def describe(inputs: Mapping[str, Any]) -> str:
     """The shapes of a batch."""
     shapes = [f"{name} {tuple(x.shape)}" for name, x in inputs.items() if isinstance(x, Tensor)]
+    shapes += [f"{name}: {describe(x)}" for name, x in inputs.items() if isinstance(x, Mapping)]
     return ", ".join(shapes) or "no tensors"
 
 
@@ -653,6 +660,8 @@ def name_of(teacher: Any) -> str:
 
 def names_of(dataset: Any) -> list[str]:
     """Names of datasets for the record."""
+    if hasattr(dataset, "datasets"):  # several in one, as in torch's ConcatDataset
+        return [name for each in dataset.datasets for name in names_of(each)]
     name = getattr(dataset, "name", None) or getattr(
         getattr(dataset, "reader", None), "source", None
     )

@@ -26,7 +26,10 @@ def score_tokens(student: Tensor, teacher: Tensor, valid: Tensor | None = None) 
             start and end token included.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"Student {tuple(student.shape)} and teacher {tuple(teacher.shape)}.")
+        raise ValueError(
+            f"Features of the student have the shape {tuple(student.shape)}, those of the teacher "
+            f"{tuple(teacher.shape)}: only equal ones can be compared."
+        )
     student, teacher = student.detach().double(), teacher.detach().double()
     if valid is not None:
         student, teacher = student[valid.bool()], teacher[valid.bool()]

@@ -35,6 +35,8 @@ class Measurement:
         low: Lower end of its confidence interval; None where there is none.
         high: Upper end.
         units: Number of images, pairs, objects or videos.
+        draws: Of the bootstrap that the interval is from.
+        seed: Of these draws.
         dataset_id: The data set on the Hub; None where it is not there.
         dataset_revision: Commit of the data set.
         benchmark_task: Task in the data set's `eval.yaml`, if it is a benchmark of the Hub.
@@ -53,6 +55,8 @@ class Measurement:
     low: float | None = None
     high: float | None = None
     units: int | None = None
+    draws: int | None = None
+    seed: int | None = None
     dataset_id: str | None = None
     dataset_revision: str | None = None
     benchmark_task: str | None = None

@@ -23,6 +23,9 @@ except ImportError as error:
 # Distance at which outlines still agree, as a share of the picture's diagonal.
 OUTLINE_TOLERANCE = 0.008
 
+# For MOSEv2 it is no more than this share of the root of the object's pixels.
+OBJECT_TOLERANCE = 0.1
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -35,6 +38,7 @@ class Rule:
         skip_last: Nor does the last.
         leading_empty_counts: Frames before the first that truth or prediction fill count.
         needs_truth: Objects that the truth shows in no frame that counts are left out.
+        is_adaptive: J and F are `smoothed_similarity` and `adaptive_accuracy`.
     """
 
     from_first_appearance: bool = False
@@ -42,12 +46,15 @@ class Rule:
     skip_last: bool = True
     leading_empty_counts: bool = True
     needs_truth: bool = False
+    is_adaptive: bool = False
 
 
 RULES = {
     # All objects of the first frame, all frames but the first and the last.
     "davis": Rule(),
     "mose": Rule(),
+    # The same frames: https://github.com/henghuiding/MOSE-api, MOSEv2/sam2_rcms/tools/score.py
+    "mosev2": Rule(is_adaptive=True),
     # SAM 2's sav_evaluator, one folder for each object, masks every fourth frame.
     "sa-v": Rule(leading_empty_counts=False, needs_truth=True),
     # From the frame where the object is given, that frame included, up to before its last.
@@ -72,12 +79,27 @@ def outline_accuracy(predicted: Mask, truth: Mask, tolerance: float = OUTLINE_TO
     """
     predicted, truth = _same_size(predicted, truth)
     reach = tolerance if tolerance >= 1 else ceil(tolerance * hypot(*truth.shape))
-    first, second = (_positions(outline(mask)) for mask in (predicted, truth))
-    if not len(first) or not len(second):
-        return float(len(first) == len(second))
-    precision = _share_within(first, second, reach)
-    recall = _share_within(second, first, reach)
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return _agreement(predicted, truth, reach)
+
+
+def smoothed_similarity(predicted: Mask, truth: Mask) -> float:
+    """J of MOSEv2's evaluator: one pixel more in intersection and union."""
+    predicted, truth = _same_size(predicted, truth)
+    return (int((predicted & truth).sum()) + 1) / (int((predicted | truth).sum()) + 1)
+
+
+def adaptive_accuracy(predicted: Mask, truth: Mask) -> float:
+    """F of MOSEv2, written F with a dot: the smaller the object, the nearer outlines must be.
+
+    Outlines agree up to a tenth of the root of the object's pixels, rounded up, and at most up to
+    `OUTLINE_TOLERANCE` of the diagonal, which the evaluator does not round.
+    """
+    predicted, truth = _same_size(predicted, truth)
+    reach = OUTLINE_TOLERANCE * hypot(*truth.shape)
+    if truth.any():
+        reach = min(reach, ceil(OBJECT_TOLERANCE * int(truth.sum()) ** 0.5))
+    # Its disk is of whole pixels: the middle of one of another radius lies off the middle pixel.
+    return _agreement(predicted, truth, reach, ceil(2 * reach + 1) // 2 - reach)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
@@ -90,7 +112,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 def score_object(
     predicted: Sequence[Mask | None], truth: Sequence[Mask | None], rule: Rule | str
 ) -> dict[str, float] | None:
-    """J and F of one object; None where it has no frame that counts.
+    """J and F of one object, or J and `F_dot`; None where it has no frame that counts.
 
     Args:
         predicted: One mask for each annotated frame; None where there is none.
@@ -113,10 +135,10 @@ def score_object(
         pairs = pairs[first:]
     if not pairs or (rule.needs_truth and not any(t.any() for _, t in pairs)):
         return None
-    return {
-        "J": float(np.mean([region_similarity(p, t) for p, t in pairs])),
-        "F": float(np.mean([outline_accuracy(p, t) for p, t in pairs])),
-    }
+    scores = {"J": region_similarity, "F": outline_accuracy}
+    if rule.is_adaptive:
+        scores = {"J": smoothed_similarity, "F_dot": adaptive_accuracy}
+    return {name: float(np.mean([of(p, t) for p, t in pairs])) for name, of in scores.items()}
 
 
 def score_label_maps(
@@ -150,19 +172,20 @@ def score_label_maps(
 
 
 def summarize(units: Units, weights: np.ndarray | None = None) -> dict[str, float]:
-    """Means over objects: `J`, `F`, and `J&F`, the mean of both.
+    """Means over objects: `J`, `F`, and `J&F`, the mean of both; or `F_dot` and `J&F_dot`.
 
     With a field `is_seen` in the units (the object's category was in the training set), also
     `J_seen`, `J_unseen`, `F_seen`, `F_unseen` and `G`, the mean of these four.
     """
     weights = weights_or_ones(weights, units)
-    summary = {name: float(_mean(units[name], weights)) for name in ("J", "F")}
-    summary["J&F"] = (summary["J"] + summary["F"]) / 2
+    second = "F_dot" if "F_dot" in units else "F"
+    summary = {name: float(_mean(units[name], weights)) for name in ("J", second)}
+    summary[f"J&{second}"] = (summary["J"] + summary[second]) / 2
     if "is_seen" in units:
         seen = units["is_seen"].astype(bool)
         parts = {
             f"{name}_{part}": float(_mean(units[name], weights * which))
-            for name in ("J", "F")
+            for name in ("J", second)
             for part, which in (("seen", seen), ("unseen", ~seen))
         }
         summary |= parts | {"G": float(np.mean(list(parts.values())))}
@@ -186,6 +209,18 @@ def _or_empty(mask: Mask | None, size: tuple[int, ...]) -> np.ndarray:
 def _positions(edges: np.ndarray) -> np.ndarray:
     rows, columns = np.divmod(np.flatnonzero(edges), edges.shape[1])  # argwhere takes ten times it
     return np.stack([rows, columns], axis=1)
+
+
+def _agreement(
+    predicted: np.ndarray, truth: np.ndarray, reach: float, offset: float = 0.0
+) -> float:
+    """F of the outlines, given how far they reach, and how far off the middle of their disk is."""
+    first, second = (_positions(outline(mask)) for mask in (predicted, truth))
+    if not len(first) or not len(second):
+        return float(len(first) == len(second))
+    precision = _share_within(first - offset, second, reach)
+    recall = _share_within(second - offset, first, reach)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def _share_within(points: np.ndarray, others: np.ndarray, reach: float) -> float:

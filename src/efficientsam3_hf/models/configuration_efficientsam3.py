@@ -288,6 +288,7 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
         init_local_box_bias: Whether fresh weights make queries look at the inside of their
             reference boxes, without which a decoder hardly learns from scratch. Weights that are
             loaded stay as they are.
+        words: All that the tokenizer knows, in the order of their ids; None for CLIP's tokenizer.
     """
 
     model_type = "efficientsam3"
@@ -328,6 +329,7 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
     score_bias: float | int = 0.0
     objective: dict[str, Any] | None = None
     init_local_box_bias: bool = False
+    words: list[str] | None = None
     initializer_range: float = 0.02
 
     def validate_architecture(self):

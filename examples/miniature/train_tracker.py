@@ -1,0 +1,144 @@
+"""Train the tracker of the miniature teacher on its trunk, which stays as it is.
+
+    python -m examples.miniature.train_tracker --teacher teacher_state.safetensors \\
+        --folder outputs/tracker_images --frames 1 --minutes 30
+    python -m examples.miniature.state outputs/tracker_images tracker_state.safetensors
+    python -m examples.miniature.train_tracker --start tracker_state.safetensors \\
+        --folder outputs/tracker --frames 4 --batch 4 --minutes 60
+
+First boxes and clicks on single images, then memory on clips. What is asked, and the losses of
+SAM 2, are those of stage 2, without a teacher.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientsam3_hf import zoo
+from efficientsam3_hf.data.collators import ClipCollator
+from efficientsam3_hf.data.synthetic import Clips
+from efficientsam3_hf.distillation.clip_prompts import (
+    PromptRules,
+    first_prompts,
+    make_plan,
+    true_masks,
+)
+from efficientsam3_hf.distillation.mask_losses import overlap
+from efficientsam3_hf.distillation.memory_terms import encode, follow, said_masks
+from efficientsam3_hf.distillation.stage2_memory import (
+    MemoryDistillationArguments,
+    MemoryDistillationTrainer,
+)
+from efficientsam3_hf.distillation.trainer import last_checkpoint
+
+from .state import import_state
+from .teacher import new_teacher, with_tracker
+from .timekeeper import PastMixin, Timekeeper, add_common_options, common_arguments
+from .world import MOST_THINGS, SIDE, WORLD
+
+TERMS = ("focal", "dice", "iou", "object")
+
+
+class TrackerTrainer(PastMixin, MemoryDistillationTrainer):
+    """Stage 2 without a teacher, on all of the tracker but its trunk."""
+
+    stage = "miniature teacher: tracker"
+
+
+def clips(length: int, split: str, frames: int) -> Clips:
+    """Clips of the world."""
+    return Clips(
+        length, split, side=SIDE, num_frames=frames, least=2, most=MOST_THINGS, world=WORLD
+    )
+
+
+@torch.no_grad()
+def score_prompts(trainer: TrackerTrainer, batches: Sequence[Mapping[str, Any]]) -> dict:
+    """Mean IoU of what a box and a click give in the frame where they are."""
+    family = trainer.family.eval()
+    scores = {}
+    for number, kind in enumerate(("point", "box")):
+        shares = [float(place == number) for place in range(3)]
+        found = []
+        for batch in batches:
+            labels = batch["labels"]
+            plan = make_plan(labels, PromptRules(None, shares), trainer.args.seed, "score")
+            frames = encode(family, batch["pixel_values"].to(trainer.args.device))
+            said = follow(family, frames, first_prompts(plan, labels, jitter=0.0), plan)
+            truth = true_masks(plan, labels)
+            overlaps = overlap(said_masks(said, truth.to(trainer.args.device)).cpu(), truth)
+            found += [overlaps[row, asked.start] for row, _, asked in plan.rows()]
+        scores[f"{kind}_mIoU"] = float(torch.stack(found).mean())
+    return scores
+
+
+def score_memory(trainer: TrackerTrainer, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """J, F and J&F of objects that are given by their masks."""
+    family = trainer.family.eval()
+    records = []
+    for batch in batches:
+        with torch.no_grad():
+            records += trainer.score(family, trainer._prepare_inputs(dict(batch)), None)
+    return dict(trainer.summarize(records))
+
+
+def build_trainer(options: argparse.Namespace) -> TrackerTrainer:
+    """Everything that training takes."""
+    torch.set_num_threads(options.threads)
+    Path(options.folder).mkdir(parents=True, exist_ok=True)
+    family = with_tracker(new_teacher(options.seed), options.seed)
+    collate = ClipCollator(
+        zoo.processor(family.configuration).image_processor, mask_size=(SIDE, SIDE)
+    )
+    is_still = options.frames == 1
+    arguments = MemoryDistillationArguments(
+        **common_arguments(options),
+        trained_parts=["tracker"],
+        max_objects=3,
+        prompt_shares=[0.5, 0.5, 0.0] if is_still else [0.25, 0.25, 0.5],
+        corrections=0 if is_still else 1,
+        forcing_share=0.0,
+    )
+    trainer = TrackerTrainer(
+        family,
+        arguments,
+        train_dataset=clips(10_000_000, "train", options.frames),
+        data_collator=collate,
+    )
+    held_out = clips(options.held_out, "val", 1 if is_still else 2 * options.frames)
+    samples = [held_out[index] for index in range(len(held_out))]
+    batches = [collate(samples[first : first + 10]) for first in range(0, len(samples), 10)]
+
+    def score() -> dict[str, float]:
+        scores = score_prompts(trainer, batches)
+        return scores if is_still else {**scores, **score_memory(trainer, batches)}
+
+    trainer.add_callback(Timekeeper(trainer, options.minutes, options.every, score, TERMS))
+    return trainer
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_options(parser)
+    parser.add_argument("--teacher", help="file of `state.py` with the concept model")
+    parser.add_argument("--frames", type=int, default=1, help="of each clip")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    trainer = build_trainer(options)
+    checkpoint = last_checkpoint(options.folder)
+    if checkpoint is None and options.start:
+        import_state(trainer, options.start)
+    elif checkpoint is None and options.teacher:
+        import_state(trainer, options.teacher, is_trunk=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+if __name__ == "__main__":
+    main()
