@@ -15,7 +15,7 @@ import efficientsam3_hf
         ("track", "--davis masks/"),
         ("evaluate", "accelerate launch"),
         ("distill", "--phrases phrases.txt"),
-        ("cache-teacher", "--output cache --codec pca"),
+        ("cache-teacher", "--codec pca --rank 256"),
         ("zoo", "efficientsam3 zoo efficientsam3-tinyvit-s"),
     ],
 )
