@@ -251,7 +251,7 @@ def test_prompts_and_a_text_tower_of_the_teacher(folder_world, command, tmp_path
     records = [record.stage for record in read_training(tmp_path / "student")]
     assert records == ["stage 1: images", "stage 1+: prompts", "stage 3: concepts"]
     assert "say how near it is to the teacher" in ran.out
-    assert "Not read (1):\n  broken.jpg: UnidentifiedImageError" in ran.out
+    assert "Not read (1):\n  broken.jpg: ValueError: a picture, of 10 bytes, is in" in ran.out
     assert "Calibrated: of phrases that name nothing" in ran.out
     assert not (tmp_path / "student/work/cache").exists()
     config = EfficientSam3Model.from_pretrained(tmp_path / "student").config

@@ -353,7 +353,8 @@ def prepare(path: str | Path | None, flags: Sequence[str] = ()) -> Run:
 
 
 def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
-    """A run out of the settings of each section, as they were written."""
+    """A run out of the settings of each section, as they were written; a section may be missing."""
+    values = {**{section: {} for section in SECTIONS}, **values}
     name = build("stage", values["stage"], StageSettings).name
     check_known(name, list(STAGES), "stage")
     stage = STAGES[name]
