@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 from . import train_teacher, train_tracker
 from .state import export_state, minutes_of

@@ -18,9 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from efficientsam3_hf.distillation.checkpoints import EXTRA_FILE, last_checkpoint
 from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.distillation.trainer import EXTRA_FILE, last_checkpoint
 
 WEIGHTS, AVERAGE = "weights.", "average."
 

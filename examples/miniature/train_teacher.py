@@ -13,8 +13,8 @@ import torch
 
 from efficientsam3_hf import zoo
 from efficientsam3_hf.data.collators import ImageCollator
+from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 from .lessons import LessonArguments, LessonTrainer
 from .scores import score_concepts

@@ -20,6 +20,7 @@ import torch
 from efficientsam3_hf import zoo
 from efficientsam3_hf.data.collators import ClipCollator
 from efficientsam3_hf.data.synthetic import Clips
+from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.clip_prompts import (
     PromptRules,
     first_prompts,
@@ -32,7 +33,6 @@ from efficientsam3_hf.distillation.stage2_memory import (
     MemoryDistillationArguments,
     MemoryDistillationTrainer,
 )
-from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 from .state import import_state
 from .teacher import new_teacher, with_tracker

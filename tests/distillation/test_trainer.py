@@ -15,9 +15,9 @@ from distillation.worlds import Pictures, image_trainer, tiny_student
 
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
 from efficientsam3_hf.distillation import trainer as trainer_file
+from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.ema import MovingAverage
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.distillation.trainer import last_checkpoint
 
 
 def test_training_brings_the_student_to_the_teacher_and_leaves_the_rest(tmp_path):

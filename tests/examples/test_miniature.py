@@ -17,8 +17,8 @@ from efficientsam3_hf import (
     zoo,
 )
 from efficientsam3_hf.data.collators import ImageCollator
+from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.distillation.trainer import last_checkpoint
 from examples.miniature import __main__ as everything
 from examples.miniature import state, train_teacher
 from examples.miniature.lessons import where_terms

@@ -81,20 +81,6 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay} must be at least 0 and less than 1.")
 
 
-def read_settings(
-    path: str | Path | None, flags: Sequence[str], sections: Mapping[str, type]
-) -> dict[str, Any]:
-    """A dataclass for each section of a YAML file, with what flags say otherwise.
-
-    Args:
-        path: YAML file with one mapping for each section; None for flags alone.
-        flags: Such as `["--training.learning_rate", "1e-3"]`.
-        sections: Name -> dataclass.
-    """
-    values = read_values(path, flags, list(sections))
-    return {name: build(name, values[name], kind) for name, kind in sections.items()}
-
-
 def read_values(
     path: str | Path | None, flags: Sequence[str], sections: Sequence[str]
 ) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from .cache_files import checksum, write_json
+from .checkpoints import last_checkpoint
 from .launch import Run
 from .teacher import own_settings
-from .trainer import last_checkpoint
 
 # Takes a title and a number of things, and gives what is told how many more of them are done.
 Show = Callable[[str, int], Callable[[int], None]]

@@ -33,8 +33,8 @@ from .folder_facts import DECISIONS, FolderFacts, digest, free_bytes
 from .folder_plan import FolderPlan, StagePlan, measure_student, seconds_of
 from .folder_result import FolderResult, evaluate_student, write_student
 from .folder_stages import show_nothing, weights_checksum
+from .provenance import command_line
 from .teacher_labels import write_part
-from .trainer import command_line
 
 SUMMARY, RESULT = "summary.json", "result.json"
 PARTS = ("train", "validation", "test")

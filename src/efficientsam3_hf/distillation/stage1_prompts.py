@@ -279,10 +279,6 @@ class PromptDistillationTrainer(ImageDistillationTrainer):
             return checkpoint(ask, *question, use_reentrant=False)  # pyright: ignore
         return ask(*question)
 
-    def wanted(self, names: tuple[str, ...]) -> list[str]:
-        """Those terms that have a weight."""
-        return [name for name in names if self.factors[name]]
-
     def object_terms(
         self,
         student: Family,

@@ -197,10 +197,6 @@ class ConceptTrainer(DistillationTrainer):
         losses = concept_losses(self.wanted(CONCEPT_TERMS), pairs, self.args.temperature)
         return {name: loss.sum() for name, loss in losses.items()}
 
-    def wanted(self, names: Sequence[str]) -> list[str]:
-        """Those terms that have a weight."""
-        return [name for name in names if self.factors[name]]
-
     def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms with those of maps scaled to their share of the gradient."""
         if not self.args.balance or not self.args.targets:

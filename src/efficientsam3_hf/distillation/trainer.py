@@ -1,11 +1,9 @@
 """What all stages share: counting, loss terms, checkpoints that load, and going on after a stop."""
 
 import json
-import logging
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,15 +26,12 @@ from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .cached_features import decoded
+from .checkpoints import EXTRA_FILE, last_checkpoint
 from .ema import MovingAverage
 from .family import Family
 from .pictures import DrawPictures
+from .provenance import command_line, hardware, name_of, names_of
 from .teacher_cache import TeacherCache
-
-logger = logging.getLogger(__name__)
-
-EXTRA_FILE = "stage_state.json"
-STATE_FILE = "trainer_state.json"  # what `Trainer` writes last into a checkpoint
 
 
 class DistillationTrainer(Trainer):
@@ -155,6 +150,10 @@ class DistillationTrainer(Trainer):
             )
         return {name: float(value) for name, value in own.items()}
 
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """Those of some terms that have a weight."""
+        return [name for name in names if self.factors[name]]
+
     def prepare_teacher(self, teacher: Any) -> Any:
         """The teacher where it will run; not a part of anything that is saved."""
         prepare = getattr(teacher, "prepare", None)
@@ -172,13 +171,17 @@ class DistillationTrainer(Trainer):
             return None
         totals: dict[str, float] = {}
         for inputs in batch_samples:
-            for name, number in self.count(inputs).items():
-                totals[name] = totals.get(name, 0) + float(number)
+            self.add_counts(totals, inputs)
         own = torch.tensor([list(totals.values())], dtype=torch.float64)
         if device.type == "mps":  # which has no doubles
             own = own.float()
         everyone = self.accelerator.gather(own.to(device)).sum(dim=0)
         return dict(zip(totals, everyone.clamp(min=1).unbind(), strict=True))
+
+    def add_counts(self, totals: dict[str, float], inputs: Mapping[str, Any]) -> None:
+        """Add the units of a batch to those of others."""
+        for name, number in self.count(inputs).items():
+            totals[name] = totals.get(name, 0) + float(number)
 
     def compute_loss(
         self,
@@ -205,7 +208,6 @@ class DistillationTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """As in `Trainer`; a lack of memory says what the batch was and what can be done."""
-        self.watch.start_step()
         try:
             return super().training_step(model, inputs, *args, **kwargs)
         except torch.OutOfMemoryError as error:
@@ -216,7 +218,7 @@ class DistillationTrainer(Trainer):
                 "same, or with gradient_checkpointing or bf16."
             ) from error
         finally:
-            self.watch.end_step()
+            self.watch.steps += 1
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in `Trainer`, and timed: it is here that training waits for data."""
@@ -326,25 +328,26 @@ class DistillationTrainer(Trainer):
                 "processes: evaluate on more."
             )
         own = range(self.args.process_index, len(dataset), self.args.world_size)
-        return DataLoader(
-            Subset(dataset, own),
-            self.args.eval_batch_size,
-            collate_fn=collate,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
+        return self.loader(Subset(dataset, own), self.args.eval_batch_size, collate)
 
     def stream_loader(self, stream: SampleStream, batch_size: int, collate: Any) -> DataLoader:
         """A loader of this process's part of a stream."""
+        own = stream.split(self.args.process_index, self.args.world_size)
+        # Or one process would have a batch more than another.
+        return self.loader(own, batch_size, collate, drop_last=True)
+
+    def loader(
+        self, dataset: Any, batch_size: int, collate: Any, drop_last: bool = False
+    ) -> DataLoader:
+        """A loader as the arguments have it, that nothing shares out any further."""
         return DataLoader(
-            stream.split(self.args.process_index, self.args.world_size),
+            dataset,
             batch_size,
             collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-            drop_last=True,  # or one process would have a batch more than another
+            drop_last=drop_last,
         )
 
     # Checkpoints.
@@ -475,7 +478,7 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """The loss terms of a whole dataset, and what `measure` says of it."""
+        """The loss terms of a whole dataset, and what `summarize` says of it."""
         model: Any = self._wrap_model(self.family, training=False)
         model.eval()
         totals: dict[str, Tensor] = {}
@@ -501,12 +504,10 @@ class DistillationTrainer(Trainer):
                 seen += find_batch_size(inputs) or 0
                 for name, total in sums.items():
                     totals[name] = totals.get(name, 0) + total.detach().double()
-                for name, number in self.count(inputs).items():
-                    counts[name] = counts.get(name, 0) + float(number)
+                self.add_counts(counts, inputs)
             metrics = self.join_terms(totals, counts, metric_key_prefix)
             records = gather_object(records)
             measured = self.summarize(records) if records else {}
-            measured |= self.measure(self.family, dataloader)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         number: Any = self.accelerator.reduce(torch.tensor(seen, device=self.args.device))
         nothing: Any = None
@@ -542,10 +543,6 @@ class DistillationTrainer(Trainer):
         }
         loss = math.fsum(self.factors[name] * value for name, value in means.items())
         return {f"{prefix}_loss": loss} | {f"{prefix}_{name}": v for name, v in means.items()}
-
-    def measure(self, student: Family, dataloader: DataLoader) -> dict[str, float]:
-        """Numbers of `evaluation/` for a dataset; a stage says which."""
-        return {}
 
     def draw_batch(self, batch: dict[str, Any]) -> dict[str, Image.Image]:
         """What `draw` says of a batch, of the weights as they would be saved."""
@@ -592,13 +589,6 @@ class Watch:
         yield
         self.waited += time.perf_counter() - start
 
-    def start_step(self) -> None:
-        """A batch goes to the device."""
-
-    def end_step(self) -> None:
-        """A batch is done."""
-        self.steps += 1
-
     def read(self, batch_size: int) -> dict[str, float]:
         """Samples a second and the share of waiting since the last time; begins anew."""
         now = time.perf_counter()
@@ -609,31 +599,6 @@ class Watch:
         }
         self.began, self.waited, self.steps = now, 0.0, 0.0
         return numbers
-
-
-def last_checkpoint(folder: str | os.PathLike | None) -> str | None:
-    """The last checkpoint in a folder that was written whole; None if there is none."""
-    if folder is None or not Path(folder).is_dir():
-        return None
-    numbered = []
-    for path in Path(folder).glob("checkpoint-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdigit():
-            numbered.append((int(number), path))
-    for _, path in sorted(numbered, reverse=True):
-        if is_whole(path):
-            return str(path)
-        logger.warning("%s was not written to its end: an earlier one is taken.", path)
-    return None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether `Trainer` came to the end of writing a checkpoint."""
-    try:
-        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def synchronize_norms(model: nn.Module, args: DistillationArguments) -> None:
@@ -649,32 +614,3 @@ def describe(inputs: Mapping[str, Any]) -> str:
     shapes = [f"{name} {tuple(x.shape)}" for name, x in inputs.items() if isinstance(x, Tensor)]
     shapes += [f"{name}: {describe(x)}" for name, x in inputs.items() if isinstance(x, Mapping)]
     return ", ".join(shapes) or "no tensors"
-
-
-def name_of(teacher: Any) -> str:
-    """A teacher's name for the record."""
-    name = getattr(teacher, "name_or_path", None) or getattr(teacher, "name", None)
-    is_place = name and (os.path.isabs(str(name)) or os.path.isdir(str(name)))
-    return Path(str(name)).resolve().name if is_place else str(name or "none")
-
-
-def names_of(dataset: Any) -> list[str]:
-    """Names of datasets for the record."""
-    if hasattr(dataset, "datasets"):  # several in one, as in torch's ConcatDataset
-        return [name for each in dataset.datasets for name in names_of(each)]
-    name = getattr(dataset, "name", None) or getattr(
-        getattr(dataset, "reader", None), "source", None
-    )
-    return [str(name)] if name else [type(dataset).__name__]
-
-
-def command_line() -> str:
-    """How this program was started, without places on this machine."""
-    return " ".join(Path(word).name if os.path.isabs(word) else word for word in sys.argv)
-
-
-def hardware(args: DistillationArguments) -> str:
-    """What is trained on."""
-    if args.device.type == "cuda":
-        return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    return f"{args.world_size} x {args.device.type}"
