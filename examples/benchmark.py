@@ -11,8 +11,6 @@ a multiplication or an addition; only those of convolutions, matrix products and
 import argparse
 import gc
 import json
-import platform
-import re
 import shlex
 import statistics
 import sys
@@ -32,6 +30,7 @@ from tqdm import tqdm
 from transformers import AutoModel, Sam3Config, Sam3Model
 
 from efficientsam3_hf import EfficientSam3Config, EfficientSam3Model, zoo
+from efficientsam3_hf.benchmarks.where import best_device, hardware
 from efficientsam3_hf.models.variants import TRUNKS
 
 Config = EfficientSam3Config | Sam3Config
@@ -313,28 +312,11 @@ def describe_run(arguments: Sequence[str], options: argparse.Namespace) -> dict[
     return {
         **vars(options),
         "command": shlex.join(["python", "examples/benchmark.py", *arguments]),
-        "device": device_name(options.device),
+        "device": hardware(options.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux, Python knows no more than the architecture
-    if cpuinfo.exists() and (match := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
-        return match[1]
-    return f"{platform.processor() or platform.machine()} ({device.type})"
-
-
-def best_device() -> str:
-    """CUDA before Apple's GPU before the CPU."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def configure(name: str, image_size: int | None) -> Config:

@@ -19,14 +19,22 @@ from .tasks import Outcome, Scores, Task
 WITH_INSTANCES = ("coco", "lvis", "roboflow", "sa1b")
 
 
-class BoxTask(Task):
+class ObjectTask(Task):
+    """mIoU of single objects that are pointed at."""
+
+    job = "objects"
+    formats = WITH_INSTANCES
+    kind = "mask-generation"
+
+    def summarize(self, table: units.Units, weights: np.ndarray) -> Mapping[str, float]:
+        return mask_iou.summarize(table, weights)
+
+
+class BoxTask(ObjectTask):
     """mIoU of single objects under their own boxes: the protocol behind the released numbers."""
 
     name = "coco-box"
-    job = "objects"
-    formats = WITH_INSTANCES
     metrics = ("mIoU",)
-    kind = "mask-generation"
     submission = "masks.json"
 
     def run(
@@ -54,17 +62,11 @@ class BoxTask(Task):
             outcomes.append(outcome)
         return outcomes
 
-    def summarize(self, table: units.Units, weights: np.ndarray) -> Mapping[str, float]:
-        return mask_iou.summarize(table, weights)
 
-
-class ClickTask(Task):
+class ClickTask(ObjectTask):
     """mIoU of single objects after 1, 2, ... clicks, as SAM and SAM 2 choose them."""
 
     name = "clicks"
-    job = "objects"
-    formats = WITH_INSTANCES
-    kind = "mask-generation"
     options = ("batch_size", "clicks")
     clicks = 5
 
@@ -94,9 +96,6 @@ class ClickTask(Task):
                     records.append(mask_iou.click_rounds(images.clicker(index), truth, self.clicks))
             outcomes.append(Outcome(key, records))
         return outcomes
-
-    def summarize(self, table: units.Units, weights: np.ndarray) -> Mapping[str, float]:
-        return mask_iou.summarize(table, weights)
 
 
 class ConceptTask(Task):

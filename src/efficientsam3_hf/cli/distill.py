@@ -174,19 +174,7 @@ def read_changes(changes: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
 @contextmanager
 def bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """Bars of the first process, one after another; the others keep silent."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not (shared.is_first_process() and console.is_terminal)
-    running: list[Progress] = []
+    running: list[Any] = []
 
     def stop() -> None:
         while running:
@@ -194,7 +182,7 @@ def bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
 
     def show(title: str, total: int) -> Callable[[int], None]:
         stop()
-        progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
+        progress = shared.counting_bar()
         progress.start()
         running.append(progress)
         row = progress.add_task(title, total=total)

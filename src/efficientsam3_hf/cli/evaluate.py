@@ -247,19 +247,7 @@ def open_suite(
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
     """A bar of the first process, in batches; the others keep silent."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not (shared.is_first_process() and console.is_terminal)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
+    with shared.counting_bar() as bar:
 
         def show(count: int) -> Callable[[int], None]:
             row = bar.add_task(title, total=count)

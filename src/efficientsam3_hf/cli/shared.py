@@ -88,3 +88,25 @@ def print_json(content: Any) -> None:
     import json
 
     typer.echo(json.dumps(content, indent=2))
+
+
+def counting_bar() -> Any:
+    """A bar on the screen that counts, of the first process; the others keep silent."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (is_first_process() and console.is_terminal),
+    )
