@@ -168,6 +168,7 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
             cleaned, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         self.warn_of_truncation(cleaned, tokens["attention_mask"], length)
+        self.warn_of_unknown_words(cleaned, tokens["input_ids"])
         padding = tokens["attention_mask"] == 0
         return {
             "input_ids": tokens["input_ids"].masked_fill(padding, PAD_TOKEN_ID),
@@ -183,6 +184,21 @@ class EfficientSam3Processor(SelfContainedProcessorMixin, Sam3Processor):
                     "longer context have names that end in -ctx32 or -ctx77."
                 )
                 return
+
+    def warn_of_unknown_words(self, phrases: list[str], ids: Tensor) -> None:
+        """Say which words mean nothing to a tokenizer of whole words; CLIP's takes any."""
+        tokenizer, unknown = self.tokenizer, self.tokenizer.unk_token
+        is_clip = unknown == tokenizer.eos_token  # which ends every phrase there
+        if is_clip or not (ids == tokenizer.unk_token_id).any():
+            return
+        words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
+        strange = [repr(word) for word in words if unknown in tokenizer.tokenize(word)]
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        known = [word for word, _ in vocabulary if "<|" not in word and word != VISUAL_PHRASE]
+        logger.warning_once(
+            f"This model does not know {', '.join(strange)}. All the words it knows are "
+            f"{', '.join(known)}."
+        )
 
     def post_process_semantic_segmentation(self, outputs, target_sizes=None, **kwargs):
         """Binary map of all instances of each prompt, resized to (height, width)."""
