@@ -93,12 +93,14 @@ def write(
     size: tuple[int, int],
 ) -> None:
     """A caption on a plate of its colour, wholly inside the picture."""
-    font_size = max(10, max(size) // 55)
+    longest = max(size)
+    font_size = max(10, min(14, longest // 30), longest // 55)
     left, top, right, bottom = pen.textbbox((0, 0), caption, font_size=font_size)
     x = min(max(corner[0], 0), max(size[0] - right - 4, 0))
     y = min(max(corner[1] - bottom - 4, 0), max(size[1] - bottom - 4, 0))
     pen.rectangle((x, y, x + right + 4, y + bottom + 3), fill=colour)
-    dark = sum(colour) < 330
+    red, green, blue = colour
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 128  # as the eye weighs them
     pen.text((x + 2, y + 1), caption, fill="white" if dark else "black", font_size=font_size)
 
 
