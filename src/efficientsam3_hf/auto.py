@@ -8,12 +8,18 @@ of the real one and become it on first use.
 import importlib
 import importlib.abc
 import importlib.util
+import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from .embedded import NOTE, embedded
+
+logger = logging.getLogger(__name__)
 
 MODELS = f"{__package__}.models"
 
@@ -126,6 +132,24 @@ def register_pipelines(module: ModuleType) -> None:
     importlib.import_module(f"{__package__}.pipelines")
 
 
+class SpokenDefault(dict[str, Any]):
+    """The model that `pipeline` takes if none is named. It says what it is when it is taken."""
+
+    def __getitem__(self, key: str) -> Any:
+        logger.warning(NOTE.format(how="pipeline(task, model=...), a folder or name on the Hub"))
+        return super().__getitem__(key)
+
+
+def register_embedded(pipelines: ModuleType) -> None:
+    """Let the pipeline of concepts run without a model being named.
+
+    Not in `pipelines.py`, which writes what it registers into the folders that it saves.
+    """
+    tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
+    default = SpokenDefault(model=(os.fspath(embedded()), None))  # at no revision
+    tasks[pipelines.TASK] = {**tasks[pipelines.TASK], "default": default}
+
+
 def register_cards(pushing: ModuleType) -> None:
     """Let models that are pushed take along the card that this package writes."""
 
@@ -146,6 +170,7 @@ CALLBACKS: dict[str, Callable[[ModuleType], Any]] = {
     f"{AUTO}.image_processing_auto": register_image_processor,
     SAM3_IMAGE_PROCESSING: register_image_processor,
     "transformers.pipelines": register_pipelines,
+    f"{__package__}.pipelines": register_embedded,
 }
 
 

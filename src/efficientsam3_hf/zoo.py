@@ -4,6 +4,7 @@ import copy
 import os
 from pathlib import Path
 
+from .embedded import embedded
 from .hub.model_card import write_model_card
 from .models.checkpoint_layout import join_weights
 from .models.configuration_efficientsam3 import EfficientSam3Config
@@ -18,7 +19,7 @@ from .models.processing_efficientsam3 import EfficientSam3Processor
 from .models.variants import config, names
 from .tokenizer import build_tokenizer
 
-__all__ = ["config", "names", "processor", "save"]
+__all__ = ["config", "embedded", "names", "processor", "save"]
 
 
 def processor(variant: str | EfficientSam3Config) -> EfficientSam3Processor:

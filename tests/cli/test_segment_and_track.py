@@ -213,3 +213,37 @@ def test_what_is_wrong_is_said(arguments, message, command, ours, sam3, picture,
     assert ran.code == 2
     assert message in " ".join(ran.err.replace("│", " ").split())
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["segment", "examples/media/scene.jpg"], "instances"),
+        (["track", "examples/media/clip.mp4", "--stop", "3"], "frames"),
+    ],
+)
+def test_without_a_model_the_miniature_is_run_and_says_so(
+    arguments, key, command, tmp_path, caplog, package_log
+):
+    name, source, *more = arguments
+    source = Path(__file__).parents[2] / source
+    output = tmp_path / ("overlay.png" if name == "segment" else "overlay.gif")
+
+    ran = command(name, source, *more, "-t", "red dog", "--json", "-o", output, *CPU)
+
+    assert ran.code == 0, ran.err
+    assert key in ran.json
+    assert ran.err.count("the miniature that comes with the package") == 1
+    assert "--model" in ran.err
+    assert [record.message for record in caplog.records if "does not know 'dog'" in record.message]
+    assert output.stat().st_size
+
+
+def test_what_the_miniature_cannot_do_is_said(command, tmp_path):
+    scene = Path(__file__).parents[2] / "examples" / "media" / "scene.jpg"
+
+    ran = command("segment", scene, "--point", "80,90", "-o", tmp_path / "overlay.png", *CPU)
+
+    assert ran.code == 2
+    assert "point" in ran.err.splitlines()[-1]
+    assert not (tmp_path / "overlay.png").exists()

@@ -11,6 +11,7 @@ from . import shared
 HELP = """Find every instance of a phrase, or of what looks like an example, in a picture.
 
 ```
+efficientsam3 segment examples/media/scene.jpg --text "red circle"
 efficientsam3 segment street.jpg -m FOLDER --text "a red car" --text bicycle
 efficientsam3 segment street.jpg -m FOLDER --box 30,40,200,180
 efficientsam3 segment street.jpg -m FOLDER --text wheel --point 120,80 --json
@@ -22,7 +23,7 @@ Writes the picture with masks over it. Boxes and points are exemplars: "things l
 
 def segment(
     picture: Annotated[Path, typer.Argument(help="Picture to search.")],
-    model: shared.Model,
+    model: shared.Model = None,
     text: Annotated[
         list[str] | None, typer.Option("--text", "-t", help="Phrase to find. May be given again.")
     ] = None,
@@ -54,6 +55,7 @@ def segment(
 
     image = Image.fromarray(to_rgb(open_image(str(picture))))
     shared.quiet()
+    model = shared.check_model(model)
     found = find(model, shared.check_device(device), image, text or [], boxes, points, threshold)
     labels = list(dict.fromkeys([*(text or []), *(each["label"] for each in found)]))
     overlay = image

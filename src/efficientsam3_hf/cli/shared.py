@@ -1,14 +1,18 @@
 """Options that several commands have, and how their values are read."""
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--model", "-m", metavar="FOLDER|NAME", help="Checkpoint folder, or name on the Hub."
+        "--model",
+        "-m",
+        metavar="FOLDER|NAME",
+        help="Checkpoint folder, or name on the Hub. The package's miniature, if left out.",
     ),
 ]
 Device = Annotated[
@@ -50,6 +54,16 @@ def numbers(values: list[str] | None, names: str, option: str) -> list[list[floa
             )
         found.append(coordinates)
     return found
+
+
+def check_model(name: str | None) -> str:
+    """The model to run: the miniature, and a word about it, if none is named."""
+    if name is not None:
+        return name
+    from ..embedded import NOTE, embedded
+
+    print(NOTE.format(how="--model, a checkpoint folder or name on the Hub"), file=sys.stderr)
+    return os.fspath(embedded())
 
 
 def check_device(name: str | None) -> str:

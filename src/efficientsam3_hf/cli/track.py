@@ -15,6 +15,7 @@ from . import shared
 HELP = """Follow every instance of a phrase, or objects that are pointed at, through a video.
 
 ```
+efficientsam3 track examples/media/clip.mp4 --text "white star"
 efficientsam3 track street.mp4 -m FOLDER --text "a red car" --text bicycle
 efficientsam3 track street.mp4 -m FOLDER --box 30,40,200,180 --exemplars
 efficientsam3 track frames/ -m FOLDER --point 120,80 --point 300,90 --frame 5
@@ -41,7 +42,7 @@ class FrameObjects:
 
 def track(
     video: Annotated[str, typer.Argument(help="Video file, or folder of pictures.")],
-    model: shared.Model,
+    model: shared.Model = None,
     text: Annotated[
         list[str] | None, typer.Option("--text", "-t", help="Phrase to find. May be given again.")
     ] = None,
@@ -78,7 +79,7 @@ def track(
 
     frames = open_video(video, start, stop, step)
     shared.quiet()
-    place = shared.check_device(device)
+    model, place = shared.check_model(model), shared.check_device(device)
     if text or exemplars:
         results = follow_concepts(model, place, frames, text, boxes)
     else:
