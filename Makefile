@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-fast format common-tests miniature clean
+.PHONY: help setup demo check test test-fast format common-tests miniature clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
+
+demo: $(STAMP) ## Segment a picture and follow a phrase through a clip
+	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 check: $(STAMP) ## Format, lint, types and import layers
 	$(BIN)/ruff format --check
