@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3Processor, zoo
-from efficientsam3_hf.benchmarks.images import PointedImages
+from efficientsam3_hf.benchmarks.images import PointedImages, pixels_of
 from efficientsam3_hf.benchmarks.loading import load
 from efficientsam3_hf.data.collators import ImageCollator
 from efficientsam3_hf.data.synthetic import Scenes
@@ -112,12 +112,16 @@ def without(content: Any, key: str) -> Any:
 
 
 def halve(folder: Path) -> None:
-    """Store weights in half precision. The configuration still says what they are loaded in."""
+    """Store weights in half precision. The configurations say that they are loaded in single."""
     weights = {
         name: weight.half() if weight.is_floating_point() else weight
         for name, weight in load_file(folder / WEIGHTS_FILE).items()
     }
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config["tracker_config"], config["tracker_video_config"]):
+        part["dtype"] = "float32"  # in the place of what the weights would say
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_size(folder: Path) -> None:
@@ -163,9 +167,9 @@ def score(folder: Path, count: int = TEST_SCENES) -> dict[str, float]:
     overlaps = []
     for index in range(count):
         sample = things[index]
-        instances = sample.queries[0].instances
+        instances = sample.queries[0].instances or []
         boxes = [instance.box_xyxy for instance in instances]
-        masks = PointedImages.of(loaded, [sample.image]).by_boxes(0, boxes)
+        masks = PointedImages.of(loaded, pixels_of([sample])).by_boxes(0, boxes)
         pairs = zip(masks, instances, strict=True)
         overlaps += [mask_iou(mask, instance.mask) for mask, instance in pairs]
     scores = {"cgF1": concepts["cgF1"], "box mIoU": float(np.mean(overlaps))}
