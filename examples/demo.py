@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = [*find_concepts(folder, image), *find_objects(folder, image)]
     clip = options.output / "clip.gif"
     count, pictures = follow_phrase(folder, MEDIA / "clip.mp4", clip)
-    overview(found, image, pictures).save(options.output / "overview.jpg", quality=88)
+    overview(found, image, pictures).save(options.output / "overview.jpg", quality=80)
 
     table = Table("prompt", "found", "scores", "file", title=folder.name)
     for number, each in enumerate(found, start=1):
