@@ -101,11 +101,37 @@ def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
     with torch.no_grad():
         lesson = trainer.teacher_step(batch)
 
-    terms = trainer.answer_terms(lesson.found, lesson.found)
+    terms = trainer.answer_terms(lesson.found, lesson.found, batch)
 
     assert set(terms) == set(CONCEPT_TERMS) - {"concept_focal"}
     for name, term in terms.items():
         assert float(term) == pytest.approx(0, abs=1e-3), name
+
+
+def test_what_the_teacher_says_of_an_empty_canvas_does_not_count(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    trainer.family.eval()
+    batch = batch_of(trainer)
+    valid = torch.ones(len(batch["pixel_values"]), 112, 112, dtype=torch.bool)
+    valid[:, 56:] = False
+    batch["valid"] = valid
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+        terms = trainer.student_step(trainer.family, batch, lesson)
+        masks = lesson.found.pred_masks
+        lesson.found.pred_masks = masks.clone()
+        lesson.found.pred_masks[..., masks.shape[-2] // 2 :, :] = 30.0
+        for maps in lesson.maps.values():
+            for each in maps:
+                each[..., each.shape[-2] // 2 :, :] += 3.0
+        elsewhere = trainer.student_step(trainer.family, batch, lesson)
+        batch.pop("valid")
+        counted = trainer.student_step(trainer.family, batch, lesson)
+
+    for name in ("concept_bce", "concept_dice", "neck_error", "neck_angle"):
+        torch.testing.assert_close(elsewhere[name], terms[name])
+        assert abs(counted[name] - terms[name]) > 1e-3 * abs(terms[name])
+    assert torch.equal(counted["semantic"], terms["semantic"])  # of the truth
 
 
 def test_the_teacher_is_asked_for_whole_phrases(tmp_path):

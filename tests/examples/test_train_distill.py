@@ -6,7 +6,9 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,9 +17,11 @@ from distillation.worlds import tiny_student, tiny_teacher
 from ranks import Started, free_port, of_several
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_video_config, tiny_vision
+from transformers import AutoConfig
 
 from efficientsam3_hf import zoo
 from efficientsam3_hf.data.phrases import write_phrases
+from efficientsam3_hf.distillation import calibration
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.launch import STAGES, explain, prepare
 
@@ -145,6 +149,62 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(texts, tmp_path):
             torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("stage", ["stage3_concepts", "stage3_joint"])
+def test_scores_are_calibrated_after_stage_3(stage, world, tmp_path, monkeypatch):
+    # Random weights are right of nothing: every second detection is called right.
+    monkeypatch.setattr(calibration, "rightness", lambda masks, *_: np.arange(len(masks)) % 2 == 0)
+    data = {"format": "synthetic", "length": 2, "side": 112, "eval_split": "val", "eval_length": 4}
+    clips = {"format": "synthetic", "length": 1, "side": 112, "clip_length": 2, "eval_length": 1}
+    sections: dict[str, Any] = {"data": data, "calibration": {"share": 0.5}}
+    training: dict[str, Any] = {"max_steps": 1, "save_strategy": "no", "confidence": 0.05}
+    training["per_device_train_batch_size"] = 1
+    if stage == "stage3_joint":
+        sections["clips"] = clips
+        training["images_per_clip"] = 1
+        sections["student"] = str(world / "perceiver")
+        tiny_student("perceiver").save(world / "perceiver")
+    path = write_config(world, tmp_path / "c.yaml", stage=stage, training=training, **sections)
+    run = prepare(path, ["--training.output_dir", str(tmp_path / "out")])
+    taken, left = run.held_out
+    assert sorted([*taken.indices, *left.indices]) == [0, 1, 2, 3]
+    assert len(taken) == 2
+
+    run.train()
+
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    found = run.trainer.calibration
+    assert (config.score_temperature, config.score_bias) == (found.temperature, found.bias)
+    assert (found.temperature, found.bias) != (1.0, 0.0)
+    assert (
+        f"| score temperature | `{found.temperature:.4g}` |"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
+    assert any("score_bias" in entry for entry in run.trainer.state.log_history)
+    evaluated = run.trainer.eval_dataset
+    assert (evaluated["images"] if stage == "stage3_joint" else evaluated) is left
+
+
+def test_scores_that_cannot_be_calibrated_are_left_and_it_is_said(world, tmp_path, caplog):
+    data = {"format": "synthetic", "length": 2, "side": 112, "eval_split": "val", "eval_length": 4}
+    training = {"max_steps": 1, "save_strategy": "no"}
+    stage = {"stage": "stage3_concepts", "data": data, "training": training}
+    path = write_config(world, tmp_path / "c.yaml", **stage)
+    out = ["--training.output_dir", str(tmp_path / "out")]
+
+    too_few, without = (
+        prepare(path, [*out, "--calibration.share", share]) for share in ("0.2", "0")
+    )
+    too_few.calibrate()
+    assert "images to evaluate on is none" in caplog.text
+    assert len(too_few.eval_dataset) == len(without.eval_dataset) == 4
+    assert without.held_out[0] is None
+
+    some = prepare(path, [*out, "--calibration.share", "0.5"])
+    some.calibrate()  # random weights, which are right of nothing
+    assert "both right and wrong" in caplog.text
+    assert some.student.configuration.score_temperature == 1.0
+
+
 def test_a_new_student_is_made_from_the_teacher(images, world, tmp_path):
     flags = ["--student.name", str(world / "variant"), "--student.pretrained_trunk", "false"]
     run = prepare(images, [*flags, "--training.output_dir", str(tmp_path / "out")])
@@ -185,6 +245,8 @@ def test_a_teacher_in_half_precision_leaves_the_student_whole(images, world, tmp
         (["--student", ""], "Say what to train"),
         (["--student", "efficientsam3-tinyvit-xs"], "efficientsam3-tinyvit"),
         (["--data.streaming", "true", "--data.limit", "3"], "choose a fraction"),
+        (["--calibration.share", "0.1"], "no section calibration"),
+        (["--stage", "stage3_concepts", "--calibration.share", "1"], "less than 1"),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_helps(images, tmp_path, flags, message):

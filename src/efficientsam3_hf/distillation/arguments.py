@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,12 @@ def as_words(name: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [f"--{name}", json.dumps(value)]
     return [f"--{name}", str(value)]
+
+
+def default_of(entry: Field) -> Any:
+    """The default of a field."""
+    factory: Any = entry.default_factory
+    return entry.default if factory is MISSING else factory()
 
 
 def check_known(name: str, known: Sequence[str], what: str) -> None:

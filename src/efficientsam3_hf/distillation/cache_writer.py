@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -38,6 +37,7 @@ from .cache_files import (
     MANIFEST,
     CacheError,
     Manifest,
+    alone_in,
     checksum,
     picture_keys,
     refuse_differences,
@@ -443,24 +443,13 @@ class CacheWriter:
             collate_fn=PictureCollator(self.image_processor),
         )
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep other runs out of the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.state.is_main_process:
-            yield
-            return
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CacheError(
-                f"Another process is writing the cache in {self.folder}. Wait for it, or stop it."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            return nullcontext()
+        refusal = f"Another process is writing the cache in {self.folder}. Wait for it, or stop it."
+        return alone_in(self.folder, CacheError(refusal))
 
 
 def pictures_of(sample: Any) -> list[Any]:

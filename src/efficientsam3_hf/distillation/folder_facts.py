@@ -309,6 +309,8 @@ class FolderFacts:
                 "data": self.data_of(stage),
                 "training": self.training_of(stage),
             }
+            if stage == "stage3_concepts":
+                sections["calibration"] = {"share": 0}  # done at the end, on pictures of its own
             for section, own in self.settings.overrides.get(stage, {}).items():
                 sections[section] = {**sections.get(section, {}), **own}
             run = make_run(sections)

@@ -9,11 +9,12 @@ A stage is a row of `STAGES`. The sections of a configuration are those of `SECT
 import logging
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Subset
 from transformers import AutoConfig, TrainingArguments, set_seed
 
 from .. import zoo
@@ -23,7 +24,14 @@ from ..data.images_with_clips import ImagesWithClips, ImagesWithClipsCollator
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from ..tokenizer import build_tokenizer
-from .arguments import DistillationArguments, build, check_known, option, read_values
+from .arguments import (
+    DistillationArguments,
+    build,
+    check_known,
+    default_of,
+    option,
+    read_values,
+)
 from .cached_features import CachedTeacherFeatures
 from .data_settings import DataSettings, load_samples
 from .family import Family, new_student
@@ -33,7 +41,7 @@ from .stage1_text import TextDistillationArguments, TextDistillationTrainer
 from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
 from .stage3_concepts import ConceptTrainer, ConceptTrainingArguments
 from .stage3_joint import JointTrainer, JointTrainingArguments
-from .teacher import Teacher, load_teacher
+from .teacher import Teacher, load_teacher, loading_whole
 from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
 
@@ -82,6 +90,27 @@ class TeacherSettings:
     clip_cache: str | None = option(None, "Those of the section clips.")
 
 
+@dataclass
+class CalibrationSettings:
+    """What is done at the end of stage 3 to the scores: a temperature and a bias, found by data.
+
+    Where there is nothing to evaluate on, nothing is done.
+    """
+
+    share: float = option(
+        0.2,
+        "Share of the images to evaluate on that is taken for it, and never evaluated on; 0 leaves "
+        "scores as they are.",
+    )
+    most_false_positives: float = option(
+        0.02, "Largest share of phrases that name nothing for which something may be found."
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share={self.share} must be at least 0 and less than 1.")
+
+
 @dataclass(frozen=True)
 class Stage:
     """What a stage is made of.
@@ -93,6 +122,7 @@ class Stage:
         collator: Makes the collator, given the run and whether it is for training, when samples
             are augmented, or for evaluation.
         with_clips: Whether it learns from the clips of the section `clips`, too.
+        calibrates: Whether the scores of its student are calibrated at the end.
     """
 
     arguments: type[DistillationArguments]
@@ -100,6 +130,7 @@ class Stage:
     samples: str
     collator: Callable[["Run", bool], Any]
     with_clips: bool = False
+    calibrates: bool = False
 
 
 def collate_pictures(run: "Run", training: bool) -> Any:
@@ -124,6 +155,7 @@ def collate_prompted(run: "Run", training: bool) -> Any:
         run.processor,
         augment=[*choices, *(run.augmentations if training else [])],
         teacher_processor=run.teacher_processor.image_processor,
+        gives_valid=training and run.data.augment == "all",
     )
     return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
 
@@ -135,6 +167,7 @@ def collate_concepts(run: "Run", training: bool) -> Any:
         run.processor,
         augment=[choice, *(run.augmentations if training else [])],
         teacher_processor=run.teacher_processor.image_processor,
+        gives_valid=training and run.data.augment == "all",
     )
     return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
 
@@ -186,13 +219,16 @@ STAGES = {
     "stage2_memory": Stage(
         MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips
     ),
-    "stage3_concepts": Stage(ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts),
+    "stage3_concepts": Stage(
+        ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts, calibrates=True
+    ),
     "stage3_joint": Stage(
         JointTrainingArguments,
         JointTrainer,
         "images",
         collate_images_with_clips,
         with_clips=True,
+        calibrates=True,
     ),
 }
 
@@ -203,6 +239,7 @@ SECTIONS = {
     "data": DataSettings,
     "clips": DataSettings,  # of a stage that has both
     "training": DistillationArguments,  # or the stage's own
+    "calibration": CalibrationSettings,  # of a stage that has it
 }
 
 
@@ -216,6 +253,7 @@ class Run:
     data: DataSettings
     clips: DataSettings
     training: DistillationArguments
+    calibration: CalibrationSettings
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -257,19 +295,21 @@ class Run:
         """A new student, or the one that goes on."""
         settings = self.student_settings
         if self.parent is not None:
-            return Family.load(settings.name)
+            with loading_whole():  # who shards it does so later
+                return Family.load(settings.name)
         config = student_config(settings)
         if not self.teacher_settings.tracker:
             config.tracker_config = config.tracker_video_config = None
         has_trunk = config.vision_config.model_type == "efficientsam3_vision"
         set_seed(self.training.seed)  # for what starts at random
         # Out of the files: the weights of `self.teacher` are rounded to its precision.
-        return new_student(
-            self.teacher_settings.name,
-            config,
-            has_trunk and settings.pretrained_trunk,
-            settings.memory,
-        )
+        with loading_whole():
+            return new_student(
+                self.teacher_settings.name,
+                config,
+                has_trunk and settings.pretrained_trunk,
+                settings.memory,
+            )
 
     @property
     def parent(self) -> str | None:
@@ -322,17 +362,45 @@ class Run:
     @property
     def eval_dataset(self) -> Any:
         """What the student is evaluated on, images and clips apart; None for nothing."""
-        samples = load_evaluation(self.data, self.stage.samples)
+        _, samples = self.held_out
         if not self.stage.with_clips:
             return samples
         both = {"images": samples, "clips": load_evaluation(self.clips, "clips")}
         return {name: each for name, each in both.items() if each is not None} or None
 
+    @cached_property
+    def held_out(self) -> tuple[Any, Any]:
+        """What scores are calibrated on and what is evaluated on, apart; None for nothing."""
+        samples = load_evaluation(self.data, self.stage.samples)
+        share = self.calibration.share if self.stage.calibrates else 0.0
+        if samples is None or not share:
+            return None, samples
+        # Each so-and-so-many-th, and the rest.
+        is_taken = [int((n + 1) * share) > int(n * share) for n in range(len(samples))]
+        parts = [[n for n, taken in enumerate(is_taken) if taken == wanted] for wanted in (1, 0)]
+        return tuple(Subset(samples, part) if part else None for part in parts)
+
+    def calibrate(self) -> None:
+        """Set the scores of the student right, or say why they are left as they are."""
+        samples, _ = self.held_out
+        trainer: Any = self.trainer
+        if samples is None:
+            logger.warning(
+                "Scores are not calibrated: calibration.share of the images to evaluate on is none."
+            )
+            return
+        try:
+            trainer.calibrate(samples, self.calibration.most_false_positives)
+        except ValueError as error:  # a student that is always right, or never
+            logger.warning("Scores are not calibrated. %s", error)
+
     def train(self) -> None:
         """Train, keep the student, evaluate it, and push it if that was asked for."""
         trainer = self.trainer
         trainer.train(resume_from_checkpoint=resume_point(self.training))
-        trainer.save_model()
+        if self.stage.calibrates:
+            self.calibrate()
+        trainer.save_model(_internal_call=True)  # pushed below, once
         trainer.save_state()
         if trainer.eval_dataset is not None:
             metrics = trainer.evaluate()
@@ -360,6 +428,8 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
     stage = STAGES[name]
     if values["clips"] and not stage.with_clips:
         raise ValueError(f"{name} has no section clips: what it learns from is its section data.")
+    if values["calibration"] and not stage.calibrates:
+        raise ValueError(f"{name} has no section calibration: that is done after stage 3.")
     student = build("student", values["student"], StudentSettings)
     if not student.name:
         raise ValueError("Say what to train: student.name is a variant of the zoo or a folder.")
@@ -370,6 +440,7 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
         build("data", values["data"], DataSettings),
         build("clips", values["clips"], DataSettings),
         build("training", values["training"], stage.arguments),
+        build("calibration", values["calibration"], CalibrationSettings),
     )
 
 
@@ -446,9 +517,3 @@ def explain(stage: str | None = None) -> str:
         "  push_to_hub, hub_model_id.",
     ]
     return "\n".join(lines)
-
-
-def default_of(entry: Field) -> Any:
-    """The default of a field."""
-    factory: Any = entry.default_factory
-    return entry.default if factory is MISSING else factory()

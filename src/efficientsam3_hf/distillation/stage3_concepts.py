@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from ..evaluation import concept, units
+from ..hub.results import TrainingRecord
 from ..models.objective_config import ObjectiveConfig
 from ..tokenizer import build_tokenizer
 from .arguments import DistillationArguments
+from .calibration import Calibration, calibrate
 from .concept_scores import detections_of, draw_concepts, truths_of
 from .family import Family
+from .feature_losses import valid_places
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
 from .prompted_heads import match_queries, scores_of
 from .stage1_image import TARGETS, check_cache, map_terms, seen_maps
@@ -100,6 +103,7 @@ class ConceptTrainer(DistillationTrainer):
             args.targets = []
         self.units, self.weights = self.terms(model, args)
         super().__init__(model, args, teacher, **kwargs)
+        self.calibration: Calibration | None = None
         self.balancer = Balancer(self)
         self.add_callback(self.balancer)
         if self.cache is not None:
@@ -182,19 +186,27 @@ class ConceptTrainer(DistillationTrainer):
         )
         terms = dict(own.loss_dict)
         if targets.found is not None:
-            terms |= self.answer_terms(own, targets.found)
+            terms |= self.answer_terms(own, targets.found, inputs)
         if targets.maps:
             maps = seen_maps(student, seen, self.args.targets)
             terms |= map_terms(maps, targets.maps, inputs.get("valid"))
         return terms
 
     def answer_terms(
-        self, own: Sam3ImageSegmentationOutput, theirs: Sam3ImageSegmentationOutput
+        self,
+        own: Sam3ImageSegmentationOutput,
+        theirs: Sam3ImageSegmentationOutput,
+        inputs: Mapping[str, Any],
     ) -> dict[str, Tensor]:
-        """How far the student's answers are from the teacher's, query by matched query."""
+        """How far the student's answers are from the teacher's, query by matched query.
+
+        The truth holds for a canvas that a picture leaves empty, too: there is nothing. What the
+        teacher says of it does not count.
+        """
         is_confident = scores_of(theirs) > self.args.confidence
         pairs = pair_answers(own, theirs, match_queries(own, theirs, is_confident), is_confident)
-        losses = concept_losses(self.wanted(CONCEPT_TERMS), pairs, self.args.temperature)
+        valid = masks_valid(inputs, theirs)
+        losses = concept_losses(self.wanted(CONCEPT_TERMS), pairs, self.args.temperature, valid)
         return {name: loss.sum() for name, loss in losses.items()}
 
     def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -213,6 +225,35 @@ class ConceptTrainer(DistillationTrainer):
     def load_extra_state(self, state: Mapping[str, float]) -> None:
         """Go on with it."""
         self.balancer.scale = state["balance"]
+
+    # What its scores are worth.
+
+    def calibrate(self, samples: Any, most_false_positives: float | None = 0.02) -> Calibration:
+        """Set temperature and bias of the scores of the student as it will be saved.
+
+        Each process looks at all samples, and finds the same.
+
+        Args:
+            samples: Images with phrases, on which it is not evaluated.
+            most_false_positives: As `calibration.calibrate` takes it.
+        """
+        collate: Any = self.eval_collator or self.data_collator
+        batches = self.loader(samples, self.args.eval_batch_size, collate)
+        images = (batch.get("images", batch) for batch in batches)
+        with self.averaged(), self.autocast_smart_context_manager():
+            self.calibration = calibrate(self.family, images, most_false_positives)
+        found = {"temperature": self.calibration.temperature, "bias": self.calibration.bias}
+        self.log({f"score_{name}": value for name, value in found.items()})
+        return self.calibration
+
+    def training_record(self) -> TrainingRecord:
+        """This stage, for the card, with what scores were calibrated by."""
+        record = super().training_record()
+        if self.calibration is None:
+            return record
+        temperature, bias = self.calibration.temperature, self.calibration.bias
+        told = {"score temperature": f"{temperature:.4g}", "score bias": f"{bias:.4g}"}
+        return replace(record, hyper_parameters={**record.hyper_parameters, **told})
 
     # How well it does.
 
@@ -297,6 +338,13 @@ class Balancer(TrainerCallback):
         wanted = self.trainer.args.balance * of_others / of_maps
         memory = 0.0 if state.global_step <= 1 else self.trainer.args.balance_memory
         self.scale = self.scale**memory * wanted ** (1 - memory)
+
+
+def masks_valid(inputs: Mapping[str, Any], answers: Sam3ImageSegmentationOutput) -> Tensor | None:
+    """Where the masks of answers (prompts, height, width) lie on a picture; None for everywhere."""
+    places = valid_places(inputs.get("valid"), answers.pred_masks.shape[-2:])
+    images = inputs.get("image_indices")
+    return places if places is None or images is None else places[images]
 
 
 def shared_maps(seen: Sam3VisionEncoderOutput) -> list[Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import find_batch_size, gather_object
 from PIL import Image
 from timm.layers import convert_sync_batchnorm
@@ -21,16 +22,16 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.loading import SampleStream
-from ..hub.model_card import TEXT_TOWER, write_model_card
+from ..hub.model_card import TEXT_TOWER
 from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .cached_features import decoded
-from .checkpoints import EXTRA_FILE, last_checkpoint
+from .checkpoints import EXTRA_FILE, STATE_FILE, last_checkpoint
 from .ema import MovingAverage
 from .family import Family
 from .pictures import DrawPictures
-from .provenance import command_line, hardware, name_of, names_of
+from .provenance import command_line, hardware, hyper_parameters, name_of, names_of
 from .teacher_cache import TeacherCache
 
 
@@ -95,6 +96,11 @@ class DistillationTrainer(Trainer):
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
         self.is_evaluating = False
+        if args.ema_decay and is_zero_3(self.accelerator):
+            raise ValueError(
+                f"ema_decay={args.ema_decay}: under ZeRO-3 there are no weights at hand to keep an "
+                "average of. Set zero_stage: 2, take FSDP2, or set ema_decay to 0."
+            )
         self.average = MovingAverage(model, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(self.average)
@@ -194,13 +200,28 @@ class DistillationTrainer(Trainer):
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad():
             targets = self.teacher_step(inputs)
-        sums = model(self.student_step, inputs, targets)
-        terms = {name: total / counts[self.units[name]] for name, total in sums.items()}
+        terms, balanced = model(self.losses, inputs, targets, counts)
         self.note(terms)
-        loss = sum(self.factors[name] * term for name, term in self.balance(terms).items())
+        loss = sum(self.factors[name] * term for name, term in balanced.items())
         # DDP takes the mean of gradients over processes: each holds its share of one sum.
         loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
+
+    def losses(
+        self,
+        student: Family,
+        inputs: Mapping[str, Any],
+        targets: Any,
+        counts: Mapping[str, float | Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms of a batch as their share of the whole step, and as they are added up.
+
+        Both within the student's forward: whatever takes gradients of terms must do so before they
+        leave it, since DeepSpeed takes every pass back through them for that of the step.
+        """
+        sums = self.student_step(student, inputs, targets)
+        terms = {name: total / counts[self.units[name]] for name, total in sums.items()}
+        return terms, self.balance(terms)
 
     def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms as they are added up. A stage may scale some of them here."""
@@ -359,23 +380,27 @@ class DistillationTrainer(Trainer):
             super().save_model(output_dir or self.args.output_dir, _internal_call=_internal_call)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The family's card, in place of `Trainer`'s form."""
-        write_model_card(self.output_dir)
+        """Nothing: the family's card was written with the weights."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.family.save(folder, state_dict)
-        self.write_records(folder)
-        torch.save(self.args, folder / "training_args.bin")
-
-    def write_records(self, folder: Path) -> None:
-        """Say beside the weights how they came to be, and write the card that tells it."""
+        # First, since the card that is saved with the weights tells it.
         earlier = read_training(Path(self.parent)) if self.parent is not None else []
         write_training([*earlier, self.training_record()], folder)
-        write_model_card(folder)
+        repo_id = self.hub_model_id if self.args.push_to_hub else None
+        self.family.save(folder, state_dict, repo_id)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():  # `Trainer` takes the weights alone
+            for file in Path(checkpoint_folder).iterdir():
+                is_told = file.suffix in ("", ".json", ".md", ".txt") and file.is_file()
+                if is_told and file.name not in (STATE_FILE, EXTRA_FILE):
+                    shutil.copy(file, self.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def training_record(self) -> TrainingRecord:
         """This stage, for the card."""
@@ -390,6 +415,7 @@ class DistillationTrainer(Trainer):
             steps=self.state.global_step,
             hardware=hardware(self.args),
             initial_weights=initial_weights,
+            hyper_parameters=hyper_parameters(self.args),
         )
 
     def parent_name(self) -> str:
@@ -422,10 +448,10 @@ class DistillationTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.average is not None:
+            self.average.save(output_dir, self.args.should_save)
         if not self.args.should_save:
             return
-        if self.average is not None:
-            self.average.save(output_dir)
         if state := self.extra_state():
             (Path(output_dir) / EXTRA_FILE).write_text(json.dumps(state), encoding="utf-8")
 
@@ -436,19 +462,30 @@ class DistillationTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.family.load_weights(resume_from_checkpoint)
-        if self.average is not None:
-            self.average.load(resume_from_checkpoint)
-        extra = Path(resume_from_checkpoint) / EXTRA_FILE
-        if extra.is_file():
-            self.load_extra_state(json.loads(extra.read_text(encoding="utf-8")))
+        self.family.load_weights(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.load_own_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if best is None:
+            return
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(best)
+        self.load_own_state(best)
+
+    def load_own_state(self, checkpoint: str) -> None:
+        """Go on with the average and with what the stage remembers."""
+        if self.average is not None:
+            self.average.load(checkpoint)
+        extra = Path(checkpoint) / EXTRA_FILE
+        if extra.is_file():
+            self.load_extra_state(json.loads(extra.read_text(encoding="utf-8")))
 
     # Evaluation.
 
@@ -607,6 +644,12 @@ def synchronize_norms(model: nn.Module, args: DistillationArguments) -> None:
         raise ValueError("sync_norms needs GPUs: torch has no synchronized batch norms for CPUs.")
     if args.world_size > 1:
         convert_sync_batchnorm(model)  # timm's, which knows its norms with activations
+
+
+def is_zero_3(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed shares weights out."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
 
 
 def describe(inputs: Mapping[str, Any]) -> str:
