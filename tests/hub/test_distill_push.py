@@ -82,7 +82,7 @@ def test_a_run_pushes_the_student_with_its_card(stage, hub, tmp_path):
     card = ModelCard.load("owner/student").text
     assert told in card
     assert "student before | parent" in card
-    assert "| data | synthetic" in card
+    assert "| data | Scenes |" in card
     assert f"| {name} | `" in card
     assert value in card
     assert "| learning\\_rate | `0.0003` |" in card
