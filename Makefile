@@ -48,9 +48,10 @@ common-tests: $(STAMP) ## Fetch the common tests of the installed transformers
 
 FOLDER ?= outputs/miniature
 MINUTES ?= 240
+ONLY ?= all
 
-miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=...)
-	$(BIN)/python -m examples.miniature --folder $(FOLDER) --minutes $(MINUTES)
+miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=..., ONLY=...)
+	$(BIN)/python -m examples.miniature --folder $(FOLDER) --minutes $(MINUTES) --only $(ONLY)
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf $(VENV) tests/.transformers-common build dist

@@ -1,6 +1,7 @@
-"""Everything that makes the miniature, one stage after another; those that are done are kept.
+"""The whole miniature: data, teacher, students through all stages, numbers. What is done is kept.
 
 python -m examples.miniature --folder outputs/miniature --minutes 240
+python -m examples.miniature --only student   # without other seeds and ablations
 """
 
 import argparse
@@ -9,15 +10,23 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from efficientsam3_hf.distillation.cache_command import CacheArguments, run
 from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
 
 from . import train_teacher, train_tracker
+from .datasets import write_world
+from .results import write_results
 from .state import export_state, minutes_of
+from .students import ABLATIONS, MAIN, SEEDS, train
 
 # Of the time there is. Memory goes on from prompts, whose minutes it counts in.
 SHARES = {"concepts": 0.7, "prompts": 0.1, "memory": 0.3}
+
+CODECS = ("fp16", "int8")
+
+WHAT = ("teacher", "student", "seeds", "all")
 
 
 def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
@@ -37,11 +46,12 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
             ["--start", os.fspath(states["prompts"]), "--frames", "4", "--batch", "4"],
         ),
     }
-    for name, (train, options) in runs.items():
+    for name, (train_part, options) in runs.items():
         budget = SHARES[name] * minutes
         if minutes_of(folder / name) < budget:
             print(f"{name}: {minutes_of(folder / name):.0f} of {budget:.0f} minutes so far.")
-            train(["--folder", os.fspath(folder / name), "--minutes", str(budget), *options, *more])
+            given = ["--folder", os.fspath(folder / name), "--minutes", str(budget)]
+            train_part([*given, *options, *more])
             states[name].unlink(missing_ok=True)
         if not states[name].exists():
             export_state(folder / name, states[name])
@@ -52,12 +62,55 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
     return family.save(folder / "teacher")
 
 
+def write_caches(folder: Path) -> None:
+    """The teacher's features of all pictures of training, as they are and flipped."""
+    images = folder / "data" / "train" / "images"
+    annotations = images / "gold_synthetic_merged_a_release_train.json"
+    for codec in CODECS:
+        run(
+            CacheArguments(
+                images=os.fspath(images / "images"),
+                output=os.fspath(folder / "caches" / codec),
+                teacher=os.fspath(folder / "teacher"),
+                format="saco",
+                annotations=os.fspath(annotations),
+                codec=codec,
+                flips=True,
+                dtype="float32",
+                num_workers=1,
+            )
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Other options are those of train_teacher.py and train_tracker.py.",
+    )
     parser.add_argument("--folder", type=Path, default=Path("outputs/miniature"))
-    parser.add_argument("--minutes", type=float, default=240.0, help="to train in all")
+    parser.add_argument(
+        "--minutes", type=float, default=240.0, help="to train the teacher, in all (%(default)s)"
+    )
+    parser.add_argument("--only", choices=WHAT, default="all", help="how far to go (%(default)s)")
     options, more = parser.parse_known_args(arguments)
-    print(f"The teacher is in {make_teacher(options.folder, options.minutes, more)}.")
+    folder = options.folder
+    if not (folder / "teacher").is_dir() or minutes_of(folder / "memory") < (
+        SHARES["memory"] * options.minutes
+    ):
+        make_teacher(folder, options.minutes, more)
+    print(f"The teacher is in {folder / 'teacher'}.")
+    if options.only == "teacher":
+        return
+    write_world(folder / "data")
+    with_seeds, with_ablations = options.only in ("seeds", "all"), options.only == "all"
+    if with_ablations:
+        write_caches(folder)
+    for student in (
+        *(SEEDS if with_seeds else [MAIN]),
+        *(ABLATIONS if with_ablations else []),
+    ):
+        train(student, folder, {})
+    print(f"Numbers are in {write_results(folder, with_seeds, with_ablations)}.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""The miniature after its teacher: data on disk, students through all stages, their numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from efficientsam3_hf.data.loading import load
+from efficientsam3_hf.data.phrases import PhraseList
+from efficientsam3_hf.data.saco import SacoImages
+from efficientsam3_hf.distillation.family import Family, new_student
+from examples.miniature import results
+from examples.miniature.datasets import phrases, write_world
+from examples.miniature.measure import METRICS, cost, measure
+from examples.miniature.student import student_config
+from examples.miniature.students import ABLATIONS, MAIN, ROUTE, SEEDS, Change, Student, train
+from examples.miniature.teacher import new_teacher, with_tracker
+from examples.miniature.world import SIDE, WORDS, scenes
+
+SIZES = {"train": (8, 2), "val": (4, 2), "test": (4, 1)}
+FEW = {
+    "training.max_steps": "1",
+    "training.use_cpu": "true",
+    "training.dataloader_num_workers": "0",
+    "training.disable_tqdm": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature with a teacher that has learned nothing, and a world of a few pictures."""
+    root = tmp_path_factory.mktemp("miniature")
+    with_tracker(new_teacher()).save(root / "teacher")
+    write_world(root / "data", SIZES)
+    return root
+
+
+def test_the_world_on_disk_is_that_of_the_scenes(root: Path):
+    folder = root / "data" / "val" / "images"
+    file = folder / "gold_synthetic_merged_a_release_val.json"
+    read = load(SacoImages(str(file), str(folder / "images")))
+    drawn = scenes(SIZES["val"][0], "val")
+
+    for one, other in zip(read, (drawn[index] for index in range(len(drawn))), strict=True):
+        assert [query.phrase for query in one.queries] == [query.phrase for query in other.queries]
+        for seen, true in zip(one.queries, other.queries, strict=True):
+            assert [each.rle for each in seen.instances] == [each.rle for each in true.instances]
+
+
+def test_parts_of_the_world_are_written_once(root: Path):
+    file = root / "data" / "val" / "images" / "gold_synthetic_merged_a_release_val.json"
+    before = file.stat().st_mtime_ns
+
+    write_world(root / "data", {**SIZES, "val": (5, 2)})
+
+    assert file.stat().st_mtime_ns == before
+    assert not list((root / "data").glob(".*"))
+
+
+def test_phrases_are_all_that_the_scenes_say(root: Path):
+    listed = {sample.text for sample in load(PhraseList(str(root / "data" / "phrases.txt")))}
+    drawn = scenes(300, "train")
+    said = {query.phrase for index in range(300) for query in drawn[index].queries}
+
+    assert said == listed == set(phrases())
+    assert {word for phrase in listed for word in phrase.split()} == set(WORDS) - {"visual"}
+
+
+def test_image_path_of_the_student_is_a_fifth_of_the_teachers(root: Path, tmp_path: Path):
+    """Trunk and both necks: what is computed of each picture whatever is asked."""
+    new_student(Family.load(root / "teacher"), student_config()).save(tmp_path)
+    small, large = cost(tmp_path), cost(root / "teacher")
+
+    assert small["image"] <= large["image"] / 5
+    assert small["parameters"] * 2 <= 8e6  # bytes that may be shipped, in half precision
+
+
+def test_students_share_the_stages_that_they_have_in_common():
+    rows = (*SEEDS, *ABLATIONS)
+    folders = {row.title: row.folders(Path("m")) for row in rows}
+
+    assert len({row.last(Path("m")) for row in rows}) == len(rows)
+    main = folders[MAIN.title]
+    assert list(main) == list(ROUTE)
+    for row in ABLATIONS:
+        common = [stage for stage in ROUTE if main.get(stage) == folders[row.title].get(stage)]
+        if "joint" in row.changes and row.route == MAIN.route:
+            assert common == ["image", "text", "prompts", "memory"]
+    changed = Student("", changes={"image": Change("x", {})}).folders(Path("m"))
+    assert not set(changed.values()) & set(main.values())
+
+
+@pytest.mark.slow
+def test_a_student_goes_through_all_stages_and_is_measured(root: Path, monkeypatch):
+    train(MAIN, root, FEW)
+    stamps = {folder: (folder / "done.json").read_text() for folder in MAIN.folders(root).values()}
+    train(MAIN, root, FEW)  # nothing is left to do
+
+    for folder, stamp in stamps.items():
+        assert (folder / "done.json").read_text() == stamp
+        assert Family.load(folder).has_video
+
+    monkeypatch.setattr(results, "RESULTS", root / "results.json")
+    monkeypatch.setattr(results, "measure", lambda *args: measure(*args, limit=1, draws=2))
+    file = results.write_results(root, with_seeds=False, with_ablations=False)
+    written = json.loads(file.read_text())
+    assert list(written["stages"]) == list(ROUTE)
+    assert set(written["reported"]["student"]) == set(METRICS)
+    assert written["student"]["cost"]["image"] < written["teacher"]["cost"]["image"]
+
+
+def test_images_of_the_student_are_as_its_configuration_says():
+    config = student_config("sam3", "dense")
+
+    assert config.image_size == config.tracker_video_config.image_size == 128 != SIDE
+    assert config.tracker_video_config.memory == "dense"
+    assert config.vision_config.neck == "sam3"
