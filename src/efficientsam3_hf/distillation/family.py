@@ -122,7 +122,7 @@ class Family(nn.Module):
         Args:
             weights: All of them, under the module's own names.
         """
-        kind = EfficientSam3TrackerVideoModel if self.has_video else EfficientSam3TrackerModel
+        kind: Any = EfficientSam3TrackerVideoModel if self.has_video else EfficientSam3TrackerModel
         with torch.device("meta"):
             detector = EfficientSam3Model(self.detector.config)
             tracker = None if self.tracker is None else kind(self.tracker.config)

@@ -377,8 +377,9 @@ class Run:
             return None, samples
         # Each so-and-so-many-th, and the rest.
         is_taken = [int((n + 1) * share) > int(n * share) for n in range(len(samples))]
-        parts = [[n for n, taken in enumerate(is_taken) if taken == wanted] for wanted in (1, 0)]
-        return tuple(Subset(samples, part) if part else None for part in parts)
+        taken = [number for number, is_one in enumerate(is_taken) if is_one]
+        left = [number for number, is_one in enumerate(is_taken) if not is_one]
+        return Subset(samples, taken) if taken else None, Subset(samples, left)
 
     def calibrate(self) -> None:
         """Set the scores of the student right, or say why they are left as they are."""
