@@ -52,6 +52,7 @@ def write_config(world: Path, stage: str, path: Path, **training) -> Path:
         "optim": "adamw_torch",
         "adam_epsilon": 0.01,  # or the sign of a gradient near 0 would decide
         "learning_rate": 0.01,
+        "weight_decay": 0.0,  # ZeRO decays weights that no loss reaches, too
         "freeze_norms": True,
         "disable_tqdm": True,
         "use_cpu": True,
