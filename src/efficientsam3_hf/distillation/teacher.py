@@ -446,4 +446,5 @@ def prepare_deepspeed(module: nn.Module, accelerator: Accelerator, dtype: torch.
         "fp16": {"enabled": dtype == torch.float16},
     }
     engine, *_ = deepspeed.initialize(model=module, config=own_config)
-    return engine.eval()
+    engine.eval()  # which, of an engine, gives nothing
+    return engine
