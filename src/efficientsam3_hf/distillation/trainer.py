@@ -106,6 +106,8 @@ class DistillationTrainer(Trainer):
             self.add_callback(self.average)
         self.add_callback(PushCodeCallback())
         self.add_callback(NewEpoch(self))
+        if self.is_fsdp_enabled:
+            self.add_callback(GradientsForAll())
         if args.pictures_every:
             self.add_callback(DrawPictures(self, args.pictures_every, self.drawn))
         self.watch = Watch()
@@ -590,6 +592,19 @@ class DistillationTrainer(Trainer):
             pictures = model(self.draw, self._prepare_inputs(batch))
         model.train(was_training)
         return pictures
+
+
+class GradientsForAll(TrainerCallback):
+    """Gives weights that no loss has reached a gradient of 0, and so a state of the optimiser.
+
+    Without one for each weight that is trained, torch does not resume what FSDP2 shares out.
+    """
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        """Before the first step, and each after it."""
+        for weight in model.parameters() if model is not None else ():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
 
 
 class NewEpoch(TrainerCallback):
