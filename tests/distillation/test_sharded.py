@@ -70,11 +70,15 @@ def write_config(world: Path, stage: str, path: Path, **training) -> Path:
     return path
 
 
+# Not stage 3 under ZeRO-3, of which two processes on CPUs are not done within minutes.
+CASES = [(recipe, stage) for stage in STAGES for recipe in RECIPES]
+CASES.remove(("zero3", "stage3_concepts"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    "recipe",
-    [name if name == "fsdp2" else pytest.param(name, marks=needs_deepspeed) for name in RECIPES],
+    ("recipe", "stage"),
+    [pytest.param(*case, marks=[] if case[0] == "fsdp2" else needs_deepspeed) for case in CASES],
 )
 def test_two_processes_that_share_weights_out_take_the_steps_of_one(world, tmp_path, recipe, stage):
     decay = 0.0 if recipe == "zero3" else 0.5
