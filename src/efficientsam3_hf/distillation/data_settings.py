@@ -132,7 +132,7 @@ def coco_images(reader: type[CocoImages], data: DataSettings) -> CocoImages:
         data.split,
         annotations=data.annotations,
         images=data.images,
-        negatives=data.negatives,
+        negatives="all",  # `ChooseQueries` takes some of them, others in each epoch
         least_size=data.least_size,
     )
 
