@@ -17,8 +17,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.loading import SampleStream
 from ..hub.model_card import TEXT_TOWER, write_model_card
@@ -26,7 +26,7 @@ from ..hub.results import TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .cached_features import decoded
-from .checkpoints import EXTRA_FILE, last_checkpoint
+from .checkpoints import EXTRA_FILE, STATE_FILE, last_checkpoint
 from .ema import MovingAverage
 from .family import Family
 from .pictures import DrawPictures
@@ -92,6 +92,7 @@ class DistillationTrainer(Trainer):
         self.teacher = self.prepare_teacher(teacher)
         self.parent, self.cache, self.eval_collator = parent, cache, eval_collator
         self.factors = {**self.weights, **self.own_weights()}
+        self.epochs = 0  # that have begun
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
         self.is_evaluating = False
@@ -221,9 +222,14 @@ class DistillationTrainer(Trainer):
             self.watch.steps += 1
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """As in `Trainer`, and timed: it is here that training waits for data."""
+        """As in `Trainer`, and timed: it is here that training waits for data.
+
+        A stream may end within a step. Those batches are left out, as `Trainer` would add their
+        gradient to that of the next step.
+        """
         with self.watch.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return (batches, counts) if len(batches) == num_batches else ([], None)
 
     def cached(self, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """Tokens of the teacher that a batch brought along; None if it brought none."""
@@ -435,6 +441,27 @@ class DistillationTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(self.output_dir)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """As in `Trainer`, which takes all passes over a stream for the first when it resumes."""
+        self.epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        goes_on = not has_length(self.train_dataset) and not self.args.ignore_data_skip
+        if resume_from_checkpoint is not None and goes_on:
+            # Its state has the passes before this one, and steps of this one as a share of all.
+            before = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE_FILE))
+            self.epochs = math.ceil(before.epoch) - 1
+            steps = round((before.epoch - self.epochs) * before.max_steps)
+            batches = steps * self.args.gradient_accumulation_steps
+        return self.epochs, batches
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -558,21 +585,19 @@ class DistillationTrainer(Trainer):
 class NewEpoch(TrainerCallback):
     """Tells data and collator which epoch it is, for what they choose anew in each."""
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: DistillationTrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        """Pass the number of the epoch on."""
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
+        """Pass the number of the epoch on: `state.epoch` does not count passes over a stream."""
         collator: Any = self.trainer.data_collator
-        holders = [
-            self.trainer.train_dataset,
-            collator,
-            *(getattr(collator, "augment", None) or ()),
-        ]
-        for holder in holders:
+        # A stream's loader has a part of it, with an epoch of its own.
+        data = getattr(train_dataloader, "dataset", None)
+        for holder in (data, collator, *(getattr(collator, "augment", None) or ())):
             set_epoch = getattr(holder, "set_epoch", None)
             if set_epoch is not None:
-                set_epoch(int(state.epoch or 0))
+                set_epoch(self.trainer.epochs)
+        self.trainer.epochs += 1
 
 
 class Watch:
