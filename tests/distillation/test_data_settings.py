@@ -9,6 +9,7 @@ from PIL import Image
 
 from efficientsam3_hf.data.augmentations import ChooseQueries
 from efficientsam3_hf.distillation.data_settings import DataSettings, load_samples
+from efficientsam3_hf.distillation.launch import make_run
 
 
 @pytest.fixture
@@ -25,6 +26,34 @@ def forty_categories(tmp_path) -> Path:
     for name in ("instances_train", "lvis_v1_train"):
         (tmp_path / "annotations" / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
+
+
+def test_what_evaluation_skips_is_not_in_the_list_of_training(forty_categories):
+    broken = forty_categories / "broken.jsonl"
+    (forty_categories / "images" / "1.jpg").write_bytes(b"")
+    data = DataSettings(
+        "coco", str(forty_categories), images="images", eval_limit=1, broken_list=str(broken)
+    )
+
+    evaluated = data.for_evaluation()
+    assert load_samples(evaluated, "images")[0] is None
+    assert not broken.exists()
+    assert load_samples(data, "images")[0] is None
+    assert len(broken.read_text().splitlines()) == 1
+
+
+def test_training_takes_the_next_picture_for_one_that_cannot_be_read(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    data = {"root": str(tmp_path), "eval_root": str(tmp_path)}
+    sections = {"stage": {"name": "stage1_image"}, "student": {"name": "any"}, "data": data}
+
+    run = make_run({**sections, "training": {"output_dir": str(tmp_path), "use_cpu": True}})
+
+    trained, evaluated = run.train_dataset, run.eval_dataset
+    assert [int(trained[index].image[0, 0, 0]) for index in range(len(trained))] == [0, 2, 2]
+    assert [evaluated[index] is None for index in range(len(evaluated))] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["coco", "lvis"])
