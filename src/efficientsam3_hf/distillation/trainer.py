@@ -7,28 +7,31 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import find_batch_size, gather_object
 from PIL import Image
+from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.utils import cached_file
 
 from ..data.loading import SampleStream
 from ..hub.model_card import TEXT_TOWER, write_model_card
-from ..hub.results import TrainingRecord, read_training, write_training
+from ..hub.results import TRAINING_FILE, TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .cached_features import decoded
-from .checkpoints import EXTRA_FILE, STATE_FILE, last_checkpoint
+from .checkpoints import EXTRA_FILE, STATE_FILE, is_whole, last_checkpoint
 from .ema import MovingAverage
-from .family import Family
+from .family import NORMS, Family
 from .pictures import DrawPictures
 from .provenance import command_line, hardware, name_of, names_of
 from .teacher_cache import TeacherCache
@@ -274,7 +277,8 @@ class DistillationTrainer(Trainer):
             raise FloatingPointError(
                 f"The loss is no number by step {self.state.global_step}: {wrong}. "
                 + (f"{kept} was saved before and is good: resume from it " if kept else "Start ")
-                + "with a lower learning_rate, a lower max_grad_norm, or bf16 in place of fp16."
+                + "with a lower max_grad_norm, or bf16 in place of fp16; or begin anew with a "
+                "lower learning_rate, of which a checkpoint keeps its own."
             )
 
     # The optimiser.
@@ -299,6 +303,13 @@ class DistillationTrainer(Trainer):
             ]
         optimizer.param_groups = groups
         return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in `Trainer`, which knows norms by their names, less those that have other names."""
+        names = super().get_decay_parameter_names(model)
+        kinds = (*NORMS, nn.GroupNorm)
+        norms = {f"{n}.weight" for n, each in model.named_modules() if isinstance(each, kinds)}
+        return [name for name in names if name not in norms]
 
     def rate_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
         """By how much the learning rate of a weight differs from that of the rest."""
@@ -379,9 +390,21 @@ class DistillationTrainer(Trainer):
 
     def write_records(self, folder: Path) -> None:
         """Say beside the weights how they came to be, and write the card that tells it."""
-        earlier = read_training(Path(self.parent)) if self.parent is not None else []
-        write_training([*earlier, self.training_record()], folder)
+        write_training([*self.earlier_stages, self.training_record()], folder)
         write_model_card(folder)
+
+    @cached_property
+    def earlier_stages(self) -> list[TrainingRecord]:
+        """Those that the student has come through, by the record of its folder or repository."""
+        if self.parent is None:
+            return []
+        record = cached_file(
+            self.parent,
+            TRAINING_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return [] if record is None else read_training(Path(record).parent)
 
     def training_record(self) -> TrainingRecord:
         """This stage, for the card."""
@@ -400,23 +423,30 @@ class DistillationTrainer(Trainer):
 
     def parent_name(self) -> str:
         """Where the student came from, without the place on this machine."""
-        return "teacher" if self.parent is None else Path(self.parent).name
+        if self.parent is None:
+            return "teacher"
+        return Path(self.parent).name if os.path.isdir(self.parent) else str(self.parent)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in `Trainer`; if it cannot be written whole, it is not there at all."""
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         if self.tally and self.args.stop_on_nan:
             self.check_numbers({name: term.item() for name, term in self.tally.items()})
+        if self.args.should_save:  # one of this number that is there is whole no longer
+            (folder / STATE_FILE).unlink(missing_ok=True)
         try:
-            super()._save_checkpoint(model, trial)
-        except OSError as error:
+            with self.watch.resting():
+                super()._save_checkpoint(model, trial)
+        # Where a disk is full, torch and safetensors raise errors of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_whole(folder):  # what failed came after it, such as a push
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(self.output_dir)
             raise OSError(
-                error.errno,
-                f"{folder.name} could not be written ({error.strerror or error}), and was taken "
-                f"away again. {f'{kept} is whole: ' if kept else ''}make room, or choose a lower "
-                "save_total_limit, and resume.",
+                f"{folder.name} could not be written ({error}), and was taken away again. "
+                f"{f'{kept} is whole. ' if kept else ''}If the disk is full, make room, or choose "
+                "a lower save_total_limit, and resume."
             ) from error
 
     def extra_state(self) -> dict[str, float]:
@@ -436,10 +466,32 @@ class DistillationTrainer(Trainer):
             (Path(output_dir) / EXTRA_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> Any:
-        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any."""
+        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any.
+
+        Checkpoints of two runs in one folder would be taken for one another: that is an error.
+        """
+        found = last_checkpoint(self.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.output_dir)
+            resume_from_checkpoint = found
+        elif found and not resume_from_checkpoint:
+            raise ValueError(
+                f"{found} is of an earlier run. Go on with it by resume_from_checkpoint=True, or "
+                "choose another output_dir, or delete that one."
+            )
+        if resume_from_checkpoint:
+            self.check_stage(Path(resume_from_checkpoint))
+        self.watch = Watch()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def check_stage(self, checkpoint: Path) -> None:
+        """Raise for a checkpoint of another stage."""
+        own = self.training_record().stage
+        stages = [record.stage for record in read_training(checkpoint)]
+        if stages and stages[-1] != own:
+            raise ValueError(
+                f"{checkpoint} is of {stages[-1]!r}, and this is {own!r}. Each stage has an "
+                "output_dir of its own, and starts from the student of the one before."
+            )
 
     def _init_training_state(
         self,
@@ -493,7 +545,8 @@ class DistillationTrainer(Trainer):
         """Within it, `is_evaluating` is true: for stages that then ask otherwise."""
         self.is_evaluating = True
         try:
-            yield
+            with self.watch.resting():
+                yield
         finally:
             self.is_evaluating = False
 
@@ -576,7 +629,12 @@ class DistillationTrainer(Trainer):
         model: Any = self._wrap_model(self.family, training=False)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), self.averaged(), self.autocast_smart_context_manager():
+        with (
+            torch.no_grad(),
+            self.watch.resting(),
+            self.averaged(),
+            self.autocast_smart_context_manager(),
+        ):
             pictures = model(self.draw, self._prepare_inputs(batch))
         model.train(was_training)
         return pictures
@@ -601,7 +659,7 @@ class NewEpoch(TrainerCallback):
 
 
 class Watch:
-    """How long steps take, and how much of it is waiting for data."""
+    """How long training takes, and how much of it is waiting for data."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -613,6 +671,13 @@ class Watch:
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Time spent here is not of training."""
+        start = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - start
 
     def read(self, batch_size: int) -> dict[str, float]:
         """Samples a second and the share of waiting since the last time; begins anew."""
