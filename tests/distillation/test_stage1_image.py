@@ -250,7 +250,8 @@ def test_a_cache_says_what_the_teacher_says(tmp_path, teacher, pictures, kind, t
         torch.testing.assert_close(kept, said, rtol=2**-10, atol=1e-5)  # float16
     check_cache(cache, [target])
     trainer.data_collator = CachedTeacherFeatures(cache, own)
-    NewEpoch(trainer).on_epoch_begin(None, SimpleNamespace(epoch=3), None)
+    trainer.epochs = 3
+    NewEpoch(trainer).on_epoch_begin(None, None, None)
     assert int(own.augment[0].epoch) == 3
     with pytest.raises(ValueError, match=rf"features of kind '{kind}', but the target"):
         check_cache(cache, [target, "neck" if target == "trunk" else "trunk"])

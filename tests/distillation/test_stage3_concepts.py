@@ -7,6 +7,7 @@ import torch
 from distillation.processes import distance, train_by_one_and_by_two, train_whole_and_killed
 from distillation.worlds import concept_trainer, scenes, tiny_student, tiny_teacher
 
+from efficientsam3_hf.distillation.pictures import DrawPictures
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
 from efficientsam3_hf.distillation.stage3_concepts import (
     MAP_TERMS,
@@ -242,6 +243,21 @@ def test_evaluation_measures_concepts(tmp_path):
         metrics["eval_pmF1"] * metrics["eval_IL_MCC"], abs=1e-6
     )
     assert "eval_neck_error" in metrics
+
+
+def test_any_phrase_may_be_drawn(tmp_path):
+    trainer = concept_trainer(tmp_path, length=2)
+    callback = DrawPictures(trainer, every=1, samples=2)
+    callback.batch = batch_of(trainer)
+    labels = callback.batch["labels"]
+    for label in labels:
+        label["phrase"] = "salt/pepper shaker " * 30
+
+    callback.draw(step=1)
+
+    names = [path.name for path in (tmp_path / "pictures" / "step-000001").iterdir()]
+    assert len(names) == len(labels) > len({label["image"] for label in labels})
+    assert all("salt pepper shaker" in name for name in names)
 
 
 def test_pictures_show_truth_and_answers(tmp_path):

@@ -101,6 +101,9 @@ class Augmentations:
 class ChooseQueries:
     """Keeps some of the queries of each image, others in each epoch, for `ImageCollator`.
 
+    Half of the negatives, rounded down, are of a `supercategory` of which the image shows
+    something, as far as there are such and files say it.
+
     Args:
         positives: Most that name something.
         negatives: Most that name nothing; others, that nobody annotated, are left out.
@@ -119,19 +122,16 @@ class ChooseQueries:
 
     def __call__(self, sample: ImageSample) -> ImageSample:
         generator = generator_for(sample, self.seed, int(self.epoch))
-        kept = []
-        for count, kind in (
-            (
-                self.positives,
-                [index for index, each in enumerate(sample.queries) if each.instances],
-            ),
-            (
-                self.negatives,
-                [index for index, each in enumerate(sample.queries) if each.is_negative],
-            ),
-        ):
-            kept += generator.permutation(kind)[:count].tolist()
-        return replace(sample, queries=[sample.queries[int(index)] for index in sorted(kept)])
+        present = [index for index, each in enumerate(sample.queries) if each.instances]
+        absent = [index for index, each in enumerate(sample.queries) if each.is_negative]
+        kinds = [each.details.get("supercategory") for each in sample.queries]
+        shown = {kinds[index] for index in present} - {None}
+        positives = generator.permutation(present).tolist()
+        negatives = generator.permutation(absent).tolist()
+        hard = [index for index in negatives if kinds[index] in shown][: self.negatives // 2]
+        others = [index for index in negatives if index not in hard]
+        kept = positives[: self.positives] + (hard + others)[: self.negatives]
+        return replace(sample, queries=[sample.queries[index] for index in sorted(kept)])
 
 
 class ChooseInstances:

@@ -54,7 +54,7 @@ class DataSettings:
     limit: int | None = option(None, "Take only so many, the first ones.")
     streaming: bool = option(False, "Read files from beginning to end, as far away ones must be.")
     on_error: str = option("skip", "What to do with what cannot be used: skip or raise.")
-    broken_list: str | None = option(None, "File for the list of what was skipped.")
+    broken_list: str | None = option(None, "File for the list of what was skipped in training.")
     least_side: int | None = option(None, "Pictures may be decoded smaller, down to this side.")
 
     augment: str = option(
@@ -103,6 +103,7 @@ class DataSettings:
         if "format" in own:  # what belongs to the other format
             own = {"annotations": None, "images": None, **own}
         whole = {"fraction": None, "limit": None, "streaming": False, "augment": "none"}
+        whole |= {"broken_list": None}  # which is of what is learned from
         return replace(self, **{**whole, **own})
 
     def augmentations(self, seed: int) -> list[Augmentations]:
@@ -132,7 +133,7 @@ def coco_images(reader: type[CocoImages], data: DataSettings) -> CocoImages:
         data.split,
         annotations=data.annotations,
         images=data.images,
-        negatives=data.negatives,
+        negatives="all",  # `ChooseQueries` takes some of them, others in each epoch
         least_size=data.least_size,
     )
 

@@ -21,6 +21,7 @@ from .. import zoo
 from ..data.augmentations import ChooseInstances, ChooseQueries
 from ..data.collators import ClipCollator, ImageCollator, PhraseCollator, PictureCollator
 from ..data.images_with_clips import ImagesWithClips, ImagesWithClipsCollator
+from ..data.loading import SampleStream, WithoutGaps
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from ..tokenizer import build_tokenizer
@@ -355,7 +356,7 @@ class Run:
         settings: Any = self.training
         samples = load_samples(self.data, self.stage.samples, settings.seed)
         if not self.stage.with_clips:
-            return samples
+            return samples if isinstance(samples, SampleStream) else WithoutGaps(samples)
         clips = load_samples(self.clips, "clips", settings.seed)
         return ImagesWithClips(samples, clips, settings.images_per_clip, settings.seed)
 

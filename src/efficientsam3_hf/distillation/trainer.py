@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,22 +15,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size, gather_object
 from PIL import Image
+from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.utils import cached_file
 
 from ..data.loading import SampleStream
 from ..hub.model_card import TEXT_TOWER
-from ..hub.results import TrainingRecord, read_training, write_training
+from ..hub.results import TRAINING_FILE, TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .cached_features import decoded
-from .checkpoints import EXTRA_FILE, STATE_FILE, last_checkpoint
+from .checkpoints import EXTRA_FILE, STATE_FILE, is_whole, last_checkpoint
 from .ema import MovingAverage
-from .family import Family
+from .family import NORMS, Family
 from .pictures import DrawPictures
 from .provenance import command_line, hardware, hyper_parameters, name_of, names_of
 from .teacher_cache import TeacherCache
@@ -93,6 +96,7 @@ class DistillationTrainer(Trainer):
         self.teacher = self.prepare_teacher(teacher)
         self.parent, self.cache, self.eval_collator = parent, cache, eval_collator
         self.factors = {**self.weights, **self.own_weights()}
+        self.epochs = 0  # that have begun
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
         self.is_evaluating = False
@@ -244,9 +248,14 @@ class DistillationTrainer(Trainer):
             self.watch.steps += 1
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """As in `Trainer`, and timed: it is here that training waits for data."""
+        """As in `Trainer`, and timed: it is here that training waits for data.
+
+        A stream may end within a step. Those batches are left out, as `Trainer` would add their
+        gradient to that of the next step.
+        """
         with self.watch.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return (batches, counts) if len(batches) == num_batches else ([], None)
 
     def cached(self, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """Tokens of the teacher that a batch brought along; None if it brought none."""
@@ -291,7 +300,8 @@ class DistillationTrainer(Trainer):
             raise FloatingPointError(
                 f"The loss is no number by step {self.state.global_step}: {wrong}. "
                 + (f"{kept} was saved before and is good: resume from it " if kept else "Start ")
-                + "with a lower learning_rate, a lower max_grad_norm, or bf16 in place of fp16."
+                + "with a lower max_grad_norm, or bf16 in place of fp16; or begin anew with a "
+                "lower learning_rate, of which a checkpoint keeps its own."
             )
 
     # The optimiser.
@@ -316,6 +326,13 @@ class DistillationTrainer(Trainer):
             ]
         optimizer.param_groups = groups
         return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in `Trainer`, which knows norms by their names, less those that have other names."""
+        names = super().get_decay_parameter_names(model)
+        kinds = (*NORMS, nn.GroupNorm)
+        norms = {f"{n}.weight" for n, each in model.named_modules() if isinstance(each, kinds)}
+        return [name for name in names if name not in norms]
 
     def rate_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
         """By how much the learning rate of a weight differs from that of the rest."""
@@ -390,8 +407,7 @@ class DistillationTrainer(Trainer):
         folder = Path(output_dir or self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # First, since the card that is saved with the weights tells it.
-        earlier = read_training(Path(self.parent)) if self.parent is not None else []
-        write_training([*earlier, self.training_record()], folder)
+        write_training([*self.earlier_stages, self.training_record()], folder)
         repo_id = self.hub_model_id if self.args.push_to_hub else None
         self.family.save(folder, state_dict, repo_id)
         torch.save(self.args, folder / "training_args.bin")
@@ -403,6 +419,19 @@ class DistillationTrainer(Trainer):
                 if is_told and file.name not in (STATE_FILE, EXTRA_FILE):
                     shutil.copy(file, self.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
+
+    @cached_property
+    def earlier_stages(self) -> list[TrainingRecord]:
+        """Those that the student has come through, by the record of its folder or repository."""
+        if self.parent is None:
+            return []
+        record = cached_file(
+            self.parent,
+            TRAINING_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return [] if record is None else read_training(Path(record).parent)
 
     def training_record(self) -> TrainingRecord:
         """This stage, for the card."""
@@ -422,23 +451,30 @@ class DistillationTrainer(Trainer):
 
     def parent_name(self) -> str:
         """Where the student came from, without the place on this machine."""
-        return "teacher" if self.parent is None else Path(self.parent).name
+        if self.parent is None:
+            return "teacher"
+        return Path(self.parent).name if os.path.isdir(self.parent) else str(self.parent)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in `Trainer`; if it cannot be written whole, it is not there at all."""
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         if self.tally and self.args.stop_on_nan:
             self.check_numbers({name: term.item() for name, term in self.tally.items()})
+        if self.args.should_save:  # one of this number that is there is whole no longer
+            (folder / STATE_FILE).unlink(missing_ok=True)
         try:
-            super()._save_checkpoint(model, trial)
-        except OSError as error:
+            with self.watch.resting():
+                super()._save_checkpoint(model, trial)
+        # Where a disk is full, torch and safetensors raise errors of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_whole(folder):  # what failed came after it, such as a push
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(self.output_dir)
             raise OSError(
-                error.errno,
-                f"{folder.name} could not be written ({error.strerror or error}), and was taken "
-                f"away again. {f'{kept} is whole: ' if kept else ''}make room, or choose a lower "
-                "save_total_limit, and resume.",
+                f"{folder.name} could not be written ({error}), and was taken away again. "
+                f"{f'{kept} is whole. ' if kept else ''}If the disk is full, make room, or choose "
+                "a lower save_total_limit, and resume."
             ) from error
 
     def extra_state(self) -> dict[str, float]:
@@ -458,10 +494,53 @@ class DistillationTrainer(Trainer):
             (Path(output_dir) / EXTRA_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> Any:
-        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any."""
+        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any.
+
+        Checkpoints of two runs in one folder would be taken for one another: that is an error.
+        """
+        found = last_checkpoint(self.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.output_dir)
+            resume_from_checkpoint = found
+        elif found and not resume_from_checkpoint:
+            raise ValueError(
+                f"{found} is of an earlier run. Go on with it by resume_from_checkpoint=True, or "
+                "choose another output_dir, or delete that one."
+            )
+        if resume_from_checkpoint:
+            self.check_stage(Path(resume_from_checkpoint))
+        self.watch = Watch()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def check_stage(self, checkpoint: Path) -> None:
+        """Raise for a checkpoint of another stage."""
+        own = self.training_record().stage
+        stages = [record.stage for record in read_training(checkpoint)]
+        if stages and stages[-1] != own:
+            raise ValueError(
+                f"{checkpoint} is of {stages[-1]!r}, and this is {own!r}. Each stage has an "
+                "output_dir of its own, and starts from the student of the one before."
+            )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """As in `Trainer`, which takes all passes over a stream for the first when it resumes."""
+        self.epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        goes_on = not has_length(self.train_dataset) and not self.args.ignore_data_skip
+        if resume_from_checkpoint is not None and goes_on:
+            # Its state has the passes before this one, and steps of this one as a share of all.
+            before = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE_FILE))
+            self.epochs = math.ceil(before.epoch) - 1
+            steps = round((before.epoch - self.epochs) * before.max_steps)
+            batches = steps * self.args.gradient_accumulation_steps
+        return self.epochs, batches
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.family.load_weights(resume_from_checkpoint)
@@ -505,7 +584,8 @@ class DistillationTrainer(Trainer):
         """Within it, `is_evaluating` is true: for stages that then ask otherwise."""
         self.is_evaluating = True
         try:
-            yield
+            with self.watch.resting():
+                yield
         finally:
             self.is_evaluating = False
 
@@ -588,7 +668,12 @@ class DistillationTrainer(Trainer):
         model: Any = self._wrap_model(self.family, training=False)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), self.averaged(), self.autocast_smart_context_manager():
+        with (
+            torch.no_grad(),
+            self.watch.resting(),
+            self.averaged(),
+            self.autocast_smart_context_manager(),
+        ):
             pictures = model(self.draw, self._prepare_inputs(batch))
         model.train(was_training)
         return pictures
@@ -610,25 +695,23 @@ class GradientsForAll(TrainerCallback):
 class NewEpoch(TrainerCallback):
     """Tells data and collator which epoch it is, for what they choose anew in each."""
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: DistillationTrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        """Pass the number of the epoch on."""
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
+        """Pass the number of the epoch on: `state.epoch` does not count passes over a stream."""
         collator: Any = self.trainer.data_collator
-        holders = [
-            self.trainer.train_dataset,
-            collator,
-            *(getattr(collator, "augment", None) or ()),
-        ]
-        for holder in holders:
+        # A stream's loader has a part of it, with an epoch of its own.
+        data = getattr(train_dataloader, "dataset", None)
+        for holder in (data, collator, *(getattr(collator, "augment", None) or ())):
             set_epoch = getattr(holder, "set_epoch", None)
             if set_epoch is not None:
-                set_epoch(int(state.epoch or 0))
+                set_epoch(self.trainer.epochs)
+        self.trainer.epochs += 1
 
 
 class Watch:
-    """How long steps take, and how much of it is waiting for data."""
+    """How long training takes, and how much of it is waiting for data."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -640,6 +723,13 @@ class Watch:
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Time spent here is not of training."""
+        start = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - start
 
     def read(self, batch_size: int) -> dict[str, float]:
         """Samples a second and the share of waiting since the last time; begins anew."""
