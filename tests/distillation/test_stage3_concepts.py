@@ -1,5 +1,6 @@
 """Stage 3: the objective, the teacher's answers and its maps, in one loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,38 @@ def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
         assert float(term) == pytest.approx(0, abs=1e-3), name
 
 
+def test_images_without_prompts_teach_by_their_maps(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    images = [replace(trainer.train_dataset[index], queries=[]) for index in range(2)]
+    batch = trainer.data_collator(images)
+
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+    terms = trainer.student_step(trainer.family, batch, lesson)
+    sum(terms.values()).backward()
+
+    assert trainer.count(batch) == {"samples": 2, "prompts": 0, "boxes": 0}
+    assert set(terms) == set(terms_of(trainer))
+    assert {name for name, term in terms.items() if term.item()} == {"neck_error", "neck_angle"}
+    assert trainer.score(trainer.family, batch, lesson) == []
+    assert trainer.draw(trainer.family, batch) == {}
+    for weight in trainer.family.detector.detr_decoder.parameters():
+        assert weight.grad is None or not weight.grad.any()
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_prompts_without_phrases_are_an_error_that_says_so(tmp_path, with_teacher: bool):
+    trainer = concept_trainer(tmp_path)
+    if not with_teacher:
+        trainer.teacher = None
+    sample = trainer.train_dataset[0]
+    nameless = [replace(query, phrase=None) for query in sample.queries]
+    trainer.train_dataset = [replace(sample, queries=nameless)]
+
+    with pytest.raises(ValueError, match=r"learns from phrases.*data\.captions"):
+        terms_of(trainer)
+
+
 def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
     trainer = concept_trainer(tmp_path, targets=[])
     detector = trainer.teacher.detector
@@ -135,7 +168,7 @@ def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
 
 def test_the_gradient_of_maps_gets_its_share(tmp_path):
     trainer = concept_trainer(tmp_path, balance=0.3)
-    trainer.family.eval()  # no dropout: both looks see the same
+    trainer.family.eval()  # batch norms do not move: both looks see the same
     counts = trainer.count(batch_of(trainer))
     terms = {name: sum_ / counts[trainer.units[name]] for name, sum_ in terms_of(trainer).items()}
     shared = trainer.balancer.shared
@@ -199,6 +232,22 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_student_trains(tmp_path):
+    trainer = concept_trainer(
+        tmp_path,
+        length=2,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+
+    trainer.train()
+
+    assert trainer.state.log_history[0]["loss"] > 0
+    assert trainer.balancer.scale != 1  # the gradient of maps was measured, too
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
