@@ -263,10 +263,10 @@ def test_nothing_can_be_said(tmp_path):
 
     assert prepare(path).training.targets == []
     assert prepare(path, ["--training.targets"]).training.targets == []
-    flags = ["--training.targets", "neck", "--training.gradient_checkpointing"]
+    flags = ["--training.targets", "neck", "--training.dropout"]
     run = prepare(path, flags)
     assert run.training.targets == ["neck"]
-    assert run.training.gradient_checkpointing
+    assert run.training.dropout
     training |= {"gradient_frames": None, "balance": None}
     path.write_text(yaml.safe_dump({"stage": "stage3_joint", "student": "x", "training": training}))
     with pytest.raises(ValueError, match="Section training: balance has no value"):

@@ -124,10 +124,11 @@ class StageFolder:
         if not self.record:
             return
         before, now = self.record["settings"], json.loads(json.dumps(settings))
+        gone = [name for name in before if name not in now and "." in name]  # of a section
         lines = [
-            f"  {name}: {before.get(name)!r} then, {now[name]!r} now"
-            for name in now
-            if before.get(name) != now[name]
+            f"  {name}: {before.get(name, 'default')!r} then, {now.get(name, 'default')!r} now"
+            for name in [*now, *gone]
+            if before.get(name) != now.get(name)
         ]
         if lines:
             raise ValueError(

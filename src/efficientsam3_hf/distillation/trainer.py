@@ -179,7 +179,8 @@ class DistillationTrainer(Trainer):
     def summed(self, numbers: Tensor) -> Tensor:
         """Sums over all processes, as exact as the device has numbers."""
         kind = torch.float32 if self.args.device.type == "mps" else torch.float64
-        return self.accelerator.reduce(numbers.to(self.args.device, kind), reduction="sum")
+        sums: Any = self.accelerator.reduce(numbers.to(self.args.device, kind), reduction="sum")
+        return sums
 
     def add_counts(self, totals: dict[str, float], inputs: Mapping[str, Any]) -> None:
         """Add the units of a batch to those of others."""
