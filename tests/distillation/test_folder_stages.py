@@ -12,5 +12,5 @@ def test_a_setting_that_is_no_longer_given_is_another_one(tmp_path):
 
     folder.check({"teacher": "a", "training.learning_rate": "0.5"})
 
-    with pytest.raises(ValueError, match="learning_rate: '0.5' then, 'default' now"):
+    with pytest.raises(ValueError, match=r"learning_rate: '0\.5' then, 'default' now"):
         folder.check({"teacher": "a"})

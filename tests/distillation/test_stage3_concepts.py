@@ -234,6 +234,28 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_what_is_compiled_are_measured_before_the_step(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    # With sizes that vary, as the numbers of prompts do, the way back is compiled beforehand.
+    head = torch.compile(
+        lambda maps: maps.sin().cos().exp() * maps.shape[0], backend="aot_eager", dynamic=True
+    )
+    maps = torch.randn(3, 4, requires_grad=True)
+    answers = head(maps)
+
+    trainer.balancer.shared = [maps]
+    terms = {"neck_error": maps.square().sum(), "class": answers.square().sum()}
+    trainer.balancer.look(terms)
+    torch.stack(list(terms.values())).sum().backward()
+
+    assert (trainer.balancer.squares > 0).all()
+    assert maps.grad is not None
+
+
+@pytest.mark.slow  # minutes of tracing
+# torch's tracing looks for gradients everywhere, and warns of itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 def test_a_compiled_student_trains(tmp_path):
     trainer = concept_trainer(
         tmp_path,
