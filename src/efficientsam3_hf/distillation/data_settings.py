@@ -56,7 +56,7 @@ class DataSettings:
     least_side: int | None = option(None, "Pictures may be decoded smaller, down to this side.")
 
     augment: Literal["none", "flip", "all"] = option(
-        "all", "none; flip, the only change that a cache of features allows; or all."
+        "all", "Changes to pictures. A cache of features allows flips alone."
     )
     scale: list[float] = field(
         default_factory=lambda: [0.7, 1.4],
@@ -68,7 +68,7 @@ class DataSettings:
     clip_length: int = option(8, "Frames of a clip: in a cut of a video, or in a synthetic one.")
     clip_step: int = option(1, "2 takes every second frame, and so on.")
     clip_place: Literal["random", "start"] = option(
-        "random", "Where a cut begins: random, another in each epoch; or start, as in a cache."
+        "random", "Where a cut begins: at another place in each epoch, or as in a cache."
     )
 
     eval_format: str | None = option(None, "Evaluation: its format.")
