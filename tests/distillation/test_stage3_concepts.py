@@ -13,8 +13,14 @@ from efficientsam3_hf.distillation.stage3_concepts import (
     MAP_TERMS,
     ConceptTrainer,
     ConceptTrainingArguments,
+    part_graph,
 )
 from efficientsam3_hf.tokenizer import build_tokenizer
+
+# torch's tracing looks for gradients everywhere, and warns of itself.
+LOOKS_FOR_GRADIENTS = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor"
+)
 
 
 def batch_of(trainer: ConceptTrainer) -> dict[str, Any]:
@@ -252,9 +258,34 @@ def test_gradients_of_what_is_compiled_are_measured_before_the_step(tmp_path):
     assert maps.grad is not None
 
 
+@LOOKS_FOR_GRADIENTS
+@pytest.mark.parametrize("is_parted", [False, True])
+def test_compiled_graphs_part_where_gradients_are_measured(is_parted: bool):
+    torch.compiler.reset()  # what it keeps of a function does not depend on hooks
+    trunk, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+    if is_parted:
+        trunk.register_forward_hook(part_graph)
+
+    def step(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = trunk(pixels)
+        return maps, head(maps).sum()
+
+    maps, loss = torch.compile(step, backend="aot_eager")(torch.randn(3, 4))
+
+    (gradient,) = torch.autograd.grad(loss, [maps], allow_unused=True)
+    assert (gradient is not None) == is_parted
+
+
+def test_the_trunk_is_parted_from_the_rest_where_it_is_compiled(tmp_path):
+    for compiles in (False, True):
+        trainer = concept_trainer(tmp_path, torch_compile=compiles)
+
+        hooks = trainer.family.detector.vision_encoder.backbone._forward_hooks.values()
+        assert (part_graph in hooks) == compiles
+
+
 @pytest.mark.slow  # minutes of tracing
-# torch's tracing looks for gradients everywhere, and warns of itself.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+@LOOKS_FOR_GRADIENTS
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 def test_a_compiled_student_trains(tmp_path):
     trainer = concept_trainer(

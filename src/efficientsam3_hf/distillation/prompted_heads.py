@@ -117,8 +117,8 @@ def scores_of(outputs: Sam3ImageSegmentationOutput) -> Tensor:
     return outputs.pred_logits.float().sigmoid() * outputs.presence_logits.float().sigmoid()
 
 
-@torch.compiler.disable  # matching leaves torch anyway
 @torch.no_grad()
+@torch.compiler.disable  # matching leaves torch anyway
 def match_queries(
     own: Sam3ImageSegmentationOutput, theirs: Sam3ImageSegmentationOutput, is_confident: Tensor
 ) -> Tensor:

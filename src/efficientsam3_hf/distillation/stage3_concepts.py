@@ -108,6 +108,9 @@ class ConceptTrainer(DistillationTrainer):
         super().__init__(model, args, teacher, **kwargs)
         self.balancer = Balancer(self)
         self.add_callback(self.balancer)
+        if args.torch_compile:
+            backbone: Any = model.detector.vision_encoder.backbone
+            backbone.register_forward_hook(part_graph)
         if self.cache is not None:
             check_cache(self.cache, ["trunk"])
         if teacher is not None:  # which may read longer phrases than the student
@@ -275,7 +278,7 @@ class Balancer(TrainerCallback):
         self.scale = 1.0
         self.shared: list[Tensor] = []
         self.squares = torch.zeros(2, dtype=torch.float64)
-        # A graph is walked twice: what is compiled must not give its buffers away the first time.
+        # A graph is gone through twice: what is compiled must not give buffers away the first time.
         functorch_config.donated_buffer = False
 
     def look(self, terms: Mapping[str, Tensor]) -> None:
@@ -336,6 +339,11 @@ def at_least_one(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         "image_indices": torch.zeros_like(ids[0, :1]),
         "labels": [unknown],
     }
+
+
+@torch.compiler.disable
+def part_graph(*args: Any) -> None:
+    """A hook at which compiled graphs end: gradients are measured in what a module gave."""
 
 
 def shared_maps(seen: Sam3VisionEncoderOutput) -> list[Tensor]:
