@@ -1,5 +1,6 @@
 """Stage 3: the objective, the teacher's answers and its maps, in one loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,14 @@ from efficientsam3_hf.distillation.stage3_concepts import (
     MAP_TERMS,
     ConceptTrainer,
     ConceptTrainingArguments,
+    part_graph,
 )
 from efficientsam3_hf.tokenizer import build_tokenizer
+
+# torch's tracing looks for gradients everywhere, and warns of itself.
+LOOKS_FOR_GRADIENTS = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor"
+)
 
 
 def batch_of(trainer: ConceptTrainer) -> dict[str, Any]:
@@ -135,6 +142,38 @@ def test_what_the_teacher_says_of_an_empty_canvas_does_not_count(tmp_path):
     assert torch.equal(counted["semantic"], terms["semantic"])  # of the truth
 
 
+def test_images_without_prompts_teach_by_their_maps(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    images = [replace(trainer.train_dataset[index], queries=[]) for index in range(2)]
+    batch = trainer.data_collator(images)
+
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+    terms = trainer.student_step(trainer.family, batch, lesson)
+    sum(terms.values()).backward()
+
+    assert trainer.count(batch) == {"samples": 2, "prompts": 0, "boxes": 0}
+    assert set(terms) == set(terms_of(trainer))
+    assert {name for name, term in terms.items() if term.item()} == {"neck_error", "neck_angle"}
+    assert trainer.score(trainer.family, batch, lesson) == []
+    assert trainer.draw(trainer.family, batch) == {}
+    for weight in trainer.family.detector.detr_decoder.parameters():
+        assert weight.grad is None or not weight.grad.any()
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_prompts_without_phrases_are_an_error_that_says_so(tmp_path, with_teacher: bool):
+    trainer = concept_trainer(tmp_path)
+    if not with_teacher:
+        trainer.teacher = None
+    sample = trainer.train_dataset[0]
+    nameless = [replace(query, phrase=None) for query in sample.queries]
+    trainer.train_dataset = [replace(sample, queries=nameless)]
+
+    with pytest.raises(ValueError, match=r"learns from phrases.*data\.captions"):
+        terms_of(trainer)
+
+
 def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
     trainer = concept_trainer(tmp_path, targets=[])
     detector = trainer.teacher.detector
@@ -162,7 +201,7 @@ def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
 
 def test_the_gradient_of_maps_gets_its_share(tmp_path):
     trainer = concept_trainer(tmp_path, balance=0.3)
-    trainer.family.eval()  # no dropout: both looks see the same
+    trainer.family.eval()  # batch norms do not move: both looks see the same
     counts = trainer.count(batch_of(trainer))
     terms = {name: sum_ / counts[trainer.units[name]] for name, sum_ in terms_of(trainer).items()}
     shared = trainer.balancer.shared
@@ -226,6 +265,69 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_what_is_compiled_are_measured_before_the_step(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    # With sizes that vary, as the numbers of prompts do, the way back is compiled beforehand.
+    head = torch.compile(
+        lambda maps: maps.sin().cos().exp() * maps.shape[0], backend="aot_eager", dynamic=True
+    )
+    maps = torch.randn(3, 4, requires_grad=True)
+    answers = head(maps)
+
+    trainer.balancer.shared = [maps]
+    terms = {"neck_error": maps.square().sum(), "class": answers.square().sum()}
+    trainer.balancer.look(terms)
+    torch.stack(list(terms.values())).sum().backward()
+
+    assert (trainer.balancer.squares > 0).all()
+    assert maps.grad is not None
+
+
+@LOOKS_FOR_GRADIENTS
+@pytest.mark.parametrize("is_parted", [False, True])
+def test_compiled_graphs_part_where_gradients_are_measured(is_parted: bool):
+    torch.compiler.reset()  # what it keeps of a function does not depend on hooks
+    trunk, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+    if is_parted:
+        trunk.register_forward_hook(part_graph)
+
+    def step(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = trunk(pixels)
+        return maps, head(maps).sum()
+
+    maps, loss = torch.compile(step, backend="aot_eager")(torch.randn(3, 4))
+
+    (gradient,) = torch.autograd.grad(loss, [maps], allow_unused=True)
+    assert (gradient is not None) == is_parted
+
+
+def test_the_trunk_is_parted_from_the_rest_where_it_is_compiled(tmp_path):
+    for compiles in (False, True):
+        trainer = concept_trainer(tmp_path, torch_compile=compiles)
+
+        hooks = trainer.family.detector.vision_encoder.backbone._forward_hooks.values()
+        assert (part_graph in hooks) == compiles
+
+
+@pytest.mark.slow  # minutes of tracing
+@LOOKS_FOR_GRADIENTS
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_a_compiled_student_trains(tmp_path):
+    trainer = concept_trainer(
+        tmp_path,
+        length=2,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+
+    trainer.train()
+
+    assert trainer.state.log_history[0]["loss"] > 0
+    assert trainer.balancer.scale != 1  # the gradient of maps was measured, too
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):

@@ -194,6 +194,18 @@ def test_half_precision_is_near_and_keeps_the_rotary_frequencies(sam3, dtype: st
     assert outputs.pred_masks.dtype == getattr(torch, dtype)
 
 
+def test_it_keeps_its_precision_where_the_student_has_another(both):
+    def answer(models, pixels):
+        return models.detector(pixel_values=pixels, input_ids=IDS).pred_masks
+
+    alone = both(answer, PIXELS[:1])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        asked_within = both(answer, PIXELS[:1])
+
+    assert torch.equal(asked_within, alone)
+
+
 def test_the_fingerprint_is_of_weights_and_configuration_alone(sam3):
     expected = load_teacher(sam3, "float32").fingerprint("trunk")
 

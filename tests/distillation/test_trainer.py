@@ -15,6 +15,7 @@ from distillation.processes import (
     weights_of,
 )
 from distillation.worlds import Pictures, image_trainer, tiny_student
+from no_doubles import NoDoubles
 from ranks import Started
 from tiny import tiny_model, tiny_vision
 
@@ -236,7 +237,7 @@ def test_a_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer, "student_step", hungry)
-    with pytest.raises(RuntimeError, match=r"step 1, with a batch of pixel_values \(4, 3, 112"):
+    with pytest.raises(MemoryError, match=r"step 1, with a batch of pixel_values \(4, 3, 112"):
         trainer.train()
 
 
@@ -266,6 +267,20 @@ def test_evaluation_gives_the_mean_of_the_terms_over_all_samples(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(
         metrics["eval_trunk_error"] + metrics["eval_trunk_angle"]
     )
+
+
+def test_evaluation_needs_no_doubles_of_the_device(tmp_path, monkeypatch):
+    trainer = image_trainer(tmp_path)
+    expected = trainer.evaluate()
+    step = trainer.student_step
+
+    def on_device(student, inputs, targets):
+        terms = step(student, inputs, targets)
+        return {name: term.as_subclass(NoDoubles) for name, term in terms.items()}
+
+    monkeypatch.setattr(trainer, "student_step", on_device)
+
+    assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
 
 
 @pytest.mark.parametrize("trunk", ["repvit_m0_9", "tiny_vit_5m_224", "efficientvit_b0"])

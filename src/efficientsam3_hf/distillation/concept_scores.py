@@ -12,6 +12,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3ImageSegmentationOutput
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.score_calibration import calibrate_scores
 from ..visualize import draw_instances
+from .pictures import to_picture
 from .prompted_heads import scores_of
 
 Found = tuple[np.ndarray, np.ndarray]  # masks (instances, height, width), scores (instances,)
@@ -62,8 +63,8 @@ def draw_concepts(inputs: Mapping[str, Any], found: Sequence[Found]) -> dict[str
         zip(labels, truths_of(labels), found, strict=True)
     ):
         # The processor's mean and standard deviation are both one half.
-        pixels = (inputs["pixel_values"][label["image"]].float().cpu() * 0.5 + 0.5).clamp(0, 1)
-        image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+        pixels = inputs["pixel_values"][label["image"]].float() * 0.5 + 0.5
+        image = to_picture(pixels.movedim(0, -1))
         image = image.resize(truth.shape[:0:-1])  # (width, height) of the masks
         panels = [
             draw_instances(image, truth),

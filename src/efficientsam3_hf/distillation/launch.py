@@ -9,10 +9,10 @@ A stage is a row of `STAGES`. The sections of a configuration are those of `SECT
 import logging
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch.utils.data import Subset
 from transformers import AutoConfig, TrainingArguments, set_seed
@@ -70,9 +70,8 @@ class StudentSettings:
     pretrained_trunk: bool = option(
         True, "A new student's trunk starts from timm's ImageNet weights, not at random."
     )
-    memory: str | None = option(
-        None,
-        "A new student's memory of videos, perceiver or dense, other than its configuration's.",
+    memory: Literal["perceiver", "dense"] | None = option(
+        None, "A new student's memory of videos, other than its configuration's."
     )
     image_size: int | None = option(None, "A new student's side of images in pixels.")
 
@@ -82,7 +81,7 @@ class TeacherSettings:
     """What is learned from. `teacher: NAME` is enough where the rest stays as it is."""
 
     name: str = option("facebook/sam3", "A SAM 3: a folder, or a name on the Hub.")
-    dtype: str = option("bfloat16", "Precision it runs in: float32, bfloat16 or float16.")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "Precision it runs in.")
     tracker: bool = option(True, "Load its tracker, too; false for a teacher without one.")
     compile: bool = option(False, "Compile its trunk with torch.compile.")
     cache: str | None = option(
@@ -175,7 +174,7 @@ def collate_concepts(run: "Run", training: bool) -> Any:
 
 def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
     """Token ids, cut to the shorter context of student and teacher."""
-    configs = (run.student.configuration, concept_config(run.teacher))
+    configs = (run.student.configuration, detector_config(run.teacher))
     tokenizer = build_tokenizer(
         min(config.context_length for config in configs), run.student.configuration.words
     )
@@ -326,7 +325,7 @@ class Run:
     @cached_property
     def teacher_processor(self) -> EfficientSam3Processor:
         """The teacher's."""
-        return zoo.processor(concept_config(self.teacher))
+        return zoo.processor(detector_config(self.teacher))
 
     @property
     def augmentations(self) -> list:
@@ -426,6 +425,8 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
     """A run out of the settings of each section, as they were written; a section may be missing."""
     values = {**{section: {} for section in SECTIONS}, **values}
     name = build("stage", values["stage"], StageSettings).name
+    if not name:
+        raise ValueError(f"Say what to do: stage is one of {', '.join(STAGES)}.")
     check_known(name, list(STAGES), "stage")
     stage = STAGES[name]
     if values["clips"] and not stage.with_clips:
@@ -435,7 +436,7 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
     student = build("student", values["student"], StudentSettings)
     if not student.name:
         raise ValueError("Say what to train: student.name is a variant of the zoo or a folder.")
-    return Run(
+    run = Run(
         stage,
         student,
         build("teacher", values["teacher"], TeacherSettings),
@@ -444,6 +445,10 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
         build("training", values["training"], stage.arguments),
         build("calibration", values["calibration"], CalibrationSettings),
     )
+    run.data.check_format(stage.samples)
+    if stage.with_clips:
+        run.clips.check_format("clips")
+    return run
 
 
 def load_evaluation(data: DataSettings, kind: str) -> Any:
@@ -470,7 +475,7 @@ def is_empty(name: str) -> bool:
     return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
-def concept_config(teacher: Teacher) -> EfficientSam3Config:
+def detector_config(teacher: Teacher) -> EfficientSam3Config:
     """The configuration of the teacher's concept model."""
     if teacher.detector is None:
         raise ValueError(f"{teacher.name} is a tracker alone: give a SAM 3 with its detector.")
@@ -495,7 +500,8 @@ def explain(stage: str | None = None) -> str:
         stage: Whose `training` section to show; None for what all stages share.
     """
     sections = {**SECTIONS}
-    if stage in STAGES:
+    if stage is not None:
+        check_known(stage, list(STAGES), "stage")
         sections["training"] = STAGES[stage].arguments
     lines = [f"Stages: {', '.join(STAGES)}."]
     for name, kind in sections.items():
@@ -504,18 +510,32 @@ def explain(stage: str | None = None) -> str:
             lines += ["", "clips: The same settings as data, for clips beside images."]
             continue
         lines += ["", f"{name}: {summary}"]
-        inherited = {each.name for each in fields(TrainingArguments)}
+        inherited = {each.name: default_of(each) for each in fields(TrainingArguments)}
+        hints = get_type_hints(kind)
         for entry in fields(kind):
-            if name == "training" and entry.name in inherited:
+            default = default_of(entry)
+            if name == "training" and default == inherited.get(entry.name, MISSING):
                 continue
-            text = f"--{name}.{entry.name} ({default_of(entry)!r})  {entry.metadata.get('help')}"
+            text = f"--{name}.{entry.name} ({default!r})  {entry.metadata.get('help', '')}"
+            if choices := choices_of(hints[entry.name]):
+                text += f" One of {', '.join(choices)}."
             lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
     lines += [
         "",
-        "In the section training, too: every argument of transformers' TrainingArguments, such as",
-        "  output_dir, learning_rate, num_train_epochs, max_steps, per_device_train_batch_size,",
+        "In the section training, too: all other arguments of transformers' TrainingArguments, as",
+        "  output_dir, num_train_epochs, max_steps, per_device_train_batch_size,",
         "  gradient_accumulation_steps, bf16, torch_compile, save_steps, eval_strategy, report_to,",
         "  dataloader_num_workers, resume_from_checkpoint (a folder, or true for the last one),",
         "  push_to_hub, hub_model_id.",
     ]
     return "\n".join(lines)
+
+
+def choices_of(hint: Any) -> list[str]:
+    """The values that a type allows, if it names them.
+
+    >>> choices_of(Literal["perceiver", "dense"] | None)
+    ['perceiver', 'dense']
+    """
+    kinds = [hint, *get_args(hint)]
+    return [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]

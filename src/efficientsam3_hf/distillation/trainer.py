@@ -88,6 +88,7 @@ class DistillationTrainer(Trainer):
             args.dataloader_pin_memory = False
         if args.sync_norms:
             synchronize_norms(model, args)
+        model.drops_out = args.dropout
         model.set_trainable(args.trained_parts or self.trained_parts, args.freeze_norms)
         super().__init__(model=model, args=args, **kwargs)
         # `compute_loss` divides by counts of the whole step itself.
@@ -184,11 +185,14 @@ class DistillationTrainer(Trainer):
         totals: dict[str, float] = {}
         for inputs in batch_samples:
             self.add_counts(totals, inputs)
-        own = torch.tensor([list(totals.values())], dtype=torch.float64)
-        if device.type == "mps":  # which has no doubles
-            own = own.float()
-        everyone = self.accelerator.gather(own.to(device)).sum(dim=0)
+        everyone = self.summed(torch.tensor(list(totals.values()), dtype=torch.float64))
         return dict(zip(totals, everyone.clamp(min=1).unbind(), strict=True))
+
+    def summed(self, numbers: Tensor) -> Tensor:
+        """Sums over all processes, as exact as the device has numbers."""
+        kind = torch.float32 if self.args.device.type == "mps" else torch.float64
+        sums: Any = self.accelerator.reduce(numbers.to(self.args.device, kind), reduction="sum")
+        return sums
 
     def add_counts(self, totals: dict[str, float], inputs: Mapping[str, Any]) -> None:
         """Add the units of a batch to those of others."""
@@ -238,7 +242,7 @@ class DistillationTrainer(Trainer):
         try:
             return super().training_step(model, inputs, *args, **kwargs)
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(
+            raise MemoryError(
                 f"Out of memory in step {self.state.global_step + 1}, with a batch of "
                 f"{describe(inputs)}. What was saved before is untouched: resume with a smaller "
                 "per_device_train_batch_size and more gradient_accumulation_steps, which train the "
@@ -622,7 +626,7 @@ class DistillationTrainer(Trainer):
                 records += scored
                 seen += find_batch_size(inputs) or 0
                 for name, total in sums.items():
-                    totals[name] = totals.get(name, 0) + total.detach().double()
+                    totals[name] = totals.get(name, 0) + total.detach().cpu().double()
                 self.add_counts(counts, inputs)
             metrics = self.join_terms(totals, counts, metric_key_prefix)
             records = gather_object(records)
@@ -654,7 +658,7 @@ class DistillationTrainer(Trainer):
         names = list(totals)
         own = torch.stack([totals[name] for name in names])
         own = torch.cat([own, own.new_tensor(list(counts.values()))])
-        values = self.accelerator.reduce(own, reduction="sum").tolist()
+        values = self.summed(own).tolist()
         everyone = dict(zip(counts, values[len(names) :], strict=True))
         means = {
             name: value / max(everyone[self.units[name]], 1)
@@ -745,10 +749,11 @@ class Watch:
 
 def synchronize_norms(model: nn.Module, args: DistillationArguments) -> None:
     """Let batch norms see the batches of all processes."""
+    if args.world_size == 1:
+        return
     if args.device.type == "cpu":
         raise ValueError("sync_norms needs GPUs: torch has no synchronized batch norms for CPUs.")
-    if args.world_size > 1:
-        convert_sync_batchnorm(model)  # timm's, which knows its norms with activations
+    convert_sync_batchnorm(model)  # timm's, which knows its norms with activations
 
 
 def is_zero_3(accelerator: Accelerator) -> bool:
