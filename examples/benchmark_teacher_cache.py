@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -150,7 +151,8 @@ def waiting(teacher: Teacher, samples: Samples, folder: Path, workers: int, step
             if online:
                 target = teacher.features("trunk", pixels)["trunk"]
             else:
-                target = cached.decode(batch, device=teacher.device)["trunk"]
+                stored = send_to_device(batch["teacher_features"], teacher.device)
+                target = cached.cache.decode(stored)["trunk"]
             tokens = student.backbone(pixels).last_hidden_state
             (tokens - target).square().mean().backward()
         results.append((steps / (time.perf_counter() - start), waited, time.perf_counter() - start))

@@ -16,15 +16,26 @@ from efficientsam3_hf.distillation.launch import explain, prepare
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --config FILE [--stage STAGE] [--SECTION.FIELD VALUE ...] | --help",
+        add_help=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config")
+    parser.add_argument("--stage")
     parser.add_argument("--help", "-h", action="store_true")
     options, flags = parser.parse_known_args(arguments)
-    if options.help:
-        stage = flags[flags.index("--stage") + 1] if "--stage" in flags[:-1] else None
-        print(f"{__doc__}\n{explain(stage)}")
-        return
-    prepare(options.config, flags).train()
+    try:
+        if options.help:
+            print(f"{__doc__}\n{explain(options.stage)}")
+            return
+        if options.stage is not None:
+            flags += ["--stage", options.stage]
+        run = prepare(options.config, flags)
+        _ = run.trainer  # student, teacher and data, which settings may name wrongly
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+    run.train()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class Started:
             self.kill()
             raise TimeoutError(f"Not done after {timeout} seconds: {output}\n{errors}")
         shutil.rmtree(self.folder)
-        assert self.process.exitcode == code, f"{output}\n{errors}"
+        ended = self.process.exitcode
+        assert ended == code, f"It ended with {ended}.\n{output}\n{errors}"
         return output
 
 

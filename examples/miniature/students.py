@@ -159,6 +159,7 @@ def train(student: Student, root: Path, more: Flags) -> None:
                 "student.pretrained_trunk": "false",  # nothing is downloaded
                 "teacher.name": str(root / "teacher"),
                 "training.output_dir": str(folder),
+                "training.resume_from_checkpoint": "true",  # if it was stopped
                 "training.seed": str(student.seed),
                 **{name: value.replace(FOLDER, str(root)) for name, value in change.flags.items()},
                 **more,

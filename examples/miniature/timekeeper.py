@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 LOG_FILE = "log.jsonl"
+LAST_RATE = 0.2  # of the learning rate, in the last minutes
 
 
 class PastMixin:
@@ -45,6 +46,7 @@ class Timekeeper(TrainerCallback):
         every: Minutes from one checkpoint to the next.
         score: Gives the numbers of a line, of the averaged weights.
         terms: Of the loss, to be in a line.
+        last: Share of the minutes, the last ones, with a fifth of the learning rate.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class Timekeeper(TrainerCallback):
         every: float,
         score: Callable[[], dict[str, float]],
         terms: tuple[str, ...],
+        last: float = 0.0,
     ):
         self.trainer, self.score, self.terms = trainer, score, terms
-        self.minutes, self.every = minutes, every
+        self.minutes, self.every, self.last = minutes, every, last
         self.saved = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -67,6 +70,8 @@ class Timekeeper(TrainerCallback):
         """Look at the clock."""
         passed = (time.monotonic() - self.saved) / 60
         is_over = self.trainer.minutes + passed >= self.minutes
+        if self.trainer.minutes + passed >= (1 - self.last) * self.minutes:
+            settle(kwargs["lr_scheduler"], args.learning_rate)
         if is_over or state.global_step >= state.max_steps or passed >= self.every:
             self.trainer.minutes += passed
             control.should_save = True
@@ -88,6 +93,12 @@ class Timekeeper(TrainerCallback):
         self.saved = time.monotonic()
 
 
+def settle(scheduler: Any, learning_rate: float) -> None:
+    """Go on at a fifth of a learning rate; the state of the scheduler remembers it."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's holds torch's
+    scheduler.base_lrs = [LAST_RATE * learning_rate for _ in scheduler.base_lrs]
+
+
 def rounded(value: Any) -> Any:
     """A number with four digits."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
@@ -102,6 +113,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=float, default=5.0, help="minutes between checkpoints")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--last", type=float, default=0.1, help="share of the minutes at a fifth of that rate"
+    )
     parser.add_argument("--rate-warm-up", type=int, default=100, help="steps")
     parser.add_argument("--clip", type=float, default=1.0, help="greatest norm of gradients")
     parser.add_argument("--ema", type=float, default=0.998, help="of the averaged weights")

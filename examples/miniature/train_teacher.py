@@ -57,7 +57,8 @@ def build_trainer(options: argparse.Namespace) -> LessonTrainer:
             return {"lesson": trainer.lesson}
         return {"lesson": trainer.lesson, **score_concepts(family.detector, batches)}
 
-    trainer.add_callback(Timekeeper(trainer, options.minutes, options.every, score, TERMS))
+    clock = (options.minutes, options.every)
+    trainer.add_callback(Timekeeper(trainer, *clock, score, TERMS, options.last))
     return trainer
 
 

@@ -116,7 +116,8 @@ def build_trainer(options: argparse.Namespace) -> TrackerTrainer:
         scores = score_prompts(trainer, batches)
         return scores if is_still else {**scores, **score_memory(trainer, batches)}
 
-    trainer.add_callback(Timekeeper(trainer, options.minutes, options.every, score, TERMS))
+    clock = (options.minutes, options.every)
+    trainer.add_callback(Timekeeper(trainer, *clock, score, TERMS, options.last))
     return trainer
 
 

@@ -46,6 +46,7 @@ def save(
     folder: str | os.PathLike,
     model: EfficientSam3Model | None = None,
     tracker: EfficientSam3TrackerModel | EfficientSam3TrackerVideoModel | None = None,
+    repo_id: str | None = None,
 ) -> Path:
     """Write the Hub folder of a variant: configuration, processor, tokenizer, card, any weights.
 
@@ -57,6 +58,7 @@ def save(
             the concept model only.
         tracker: Tracker whose weights to store beside them; its trunk must be the model's, and is
             stored once. One in video has all weights of one on images, and serves both.
+        repo_id: Where the folder goes on the Hub, for the card.
     """
     if model is None:
         if tracker is not None:
@@ -74,7 +76,7 @@ def save(
             configuration.tracker_video_config = copy.deepcopy(tracker.config)
         save_weights(model, configuration, folder, tracker)
     processor(configuration).save_pretrained(folder)
-    write_model_card(folder)
+    write_model_card(folder, repo_id and repo_id.split("/")[-1], repo_id)
     return Path(folder)
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import efficientsam3_hf
+from efficientsam3_hf import zoo
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,16 @@ def test_the_traceback_is_shown_on_demand(command):
     assert command("zoo", "nothing").code == 2
     with pytest.raises(ValueError, match="no variant 'nothing'"):
         command("--debug", "zoo", "nothing")
+
+
+@pytest.mark.parametrize("kind", [MemoryError, FloatingPointError])
+def test_what_a_training_ends_with_is_said_in_words(kind, command, monkeypatch):
+    def fail(*args, **kwargs):
+        raise kind("Out of memory in step 3, with a batch of ...")
+
+    monkeypatch.setattr(zoo, "names", fail)
+
+    ran = command("zoo")
+
+    assert ran.code == 2
+    assert ran.err.strip().splitlines()[-1] == "Error: Out of memory in step 3, with a batch of ..."

@@ -230,7 +230,7 @@ def test_what_is_done_is_not_done_again_and_not_under_other_settings(ran, folder
     assert again.json["plan"]["seconds"] == 0
     assert other.code == unsure.code == 2
     assert "stage3_concepts was begun with other settings" in other.err
-    assert "training.learning_rate: '0.0001' then, '0.5' now" in other.err
+    assert "training.learning_rate: 'default' then, '0.5' now" in other.err
     assert "max_steps" not in other.err
     assert "labels was begun with other settings:\n  confidence: 0.217 then, 0.3 now" in unsure.err
     changed = {n for n, when in files_below(output).items() if before.get(n) != when}

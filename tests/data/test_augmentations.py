@@ -230,6 +230,30 @@ def test_some_queries_are_kept_and_others_in_another_epoch(marked):
         ChooseQueries(0, 0)
 
 
+def test_half_of_the_negatives_are_of_a_kind_that_is_shown(marked):
+    def category(name, above, instances=()):
+        return Query(name, list(instances), details={"supercategory": above})
+
+    shown = category("dog", "animal", marked.queries[0].instances)
+    animals = [category(name, "animal") for name in ("cat", "cow", "horse")]
+    others = [category(f"thing {number}", "thing") for number in range(30)]
+    sample = replace(marked, queries=[*others, shown, *animals])
+    choose = ChooseQueries(positives=1, negatives=4)
+
+    seen: set[str] = set()
+    for epoch in range(20):
+        choose.set_epoch(epoch)
+        negatives = [each for each in choose(sample).queries if each.is_negative]
+        assert len(negatives) == 4
+        assert sum(each.details["supercategory"] == "animal" for each in negatives) >= 2
+        seen.update(each.phrase for each in negatives)
+
+    assert {"cat", "cow", "horse"} < seen
+    assert len(seen) > 20
+    alone = replace(marked, queries=[shown, animals[0], *others[:1]])
+    assert [each.phrase for each in choose(alone).queries] == ["dog", "cat", "thing 0"]
+
+
 def test_instances_are_chosen_by_name_and_epoch_and_queries_say_so():
     sample = next(each for each in Scenes(9) if sum(len(q.instances) for q in each.queries) > 3)
     choose = ChooseInstances(2, seed=3)

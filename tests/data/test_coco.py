@@ -138,6 +138,15 @@ def test_negatives_of_an_image_are_the_same_each_time(tmp_path):
     assert len({tuple(phrases) for phrases in chosen()}) > 1
 
 
+def test_what_a_category_belongs_to_is_told(tmp_path):
+    dog = {"id": 18, "name": "dog", "supercategory": "animal"}
+    write_by_hand(tmp_path, [compressed()], None, [dog, {"id": 64, "name": "potted_plant"}])
+
+    (sample,) = load(CocoImages(str(tmp_path), negatives="all"), on_error="raise")
+
+    assert [each.details for each in sample.queries] == [{"supercategory": "animal"}, {}]
+
+
 def test_lvis_says_what_is_absent_and_what_is_not_exhaustive(tmp_path):
     image = {
         "id": 139,

@@ -1,5 +1,7 @@
 """Batches out of samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -188,6 +190,15 @@ def test_valid_is_where_a_picture_lies_on_its_canvas(processor, flip):
     if flip:
         expected = expected.flip(1)
     assert torch.equal(batch["valid"][0], expected)
+    asked = replace(sample, queries=[Query("snow", [])])
+    collate = ImageCollator(processor, augment=[OneChange(change)], gives_valid=True)
+    both = collate([asked, replace(asked, covered=(0.0, 0.0, 80.0, 80.0))])
+    assert torch.equal(both["valid"][0], expected)
+    # The second covered only the left half of its canvas before.
+    left = torch.zeros_like(expected)
+    left[56:, 14:42] = True
+    assert torch.equal(both["valid"][1], left.flip(1) if flip else left)
+    assert "valid" not in ImageCollator(processor, augment=[OneChange(change)])([asked])
     canvas = batch["pixel_values"][0, 0][~expected]
     assert canvas.std() < 1e-3  # of one colour, apart from the rim of the resize
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from efficientsam3_hf.data.images_with_clips import ImagesWithClips, ImagesWithClipsCollator
-from efficientsam3_hf.data.loading import Reader, load
+from efficientsam3_hf.data.loading import Reader, WithoutGaps, load
 from efficientsam3_hf.data.synthetic import Clips, Scenes
 
 
@@ -60,6 +60,7 @@ def test_the_next_stands_in_for_what_cannot_be_read():
     assert dataset[0] == [1, 1, 1, 1, "clip"]
     with pytest.raises(ValueError, match="None of the 2 samples"):
         ImagesWithClips([1], [None, None])[0]
+    assert list(WithoutGaps([None, 1, None, 2, None])) == [1, 1, 2, 2, 1]
 
 
 def test_epochs_reach_the_datasets():

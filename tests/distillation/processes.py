@@ -1,6 +1,7 @@
 """Runs of tiny stages: by two processes, and killed."""
 
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,24 @@ def train(make: Make, folder: Path, fields: dict[str, Any], kill: int = -1) -> N
         trainer.add_callback(Kill(kill))
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
+
+
+def train_on_a_full_disk(make: Make, folder: Path, part: str) -> None:
+    """Go on with a run of two steps, and print what is said where a part does not fit the disk."""
+    trainer = make(folder, max_steps=4, save_strategy="steps", save_steps=2)
+    room = (folder / "checkpoint-2" / part).stat().st_size - 1
+    name = {"model.safetensors": "_save", "optimizer.pt": "_save_optimizer_and_scheduler"}[part]
+    write = getattr(trainer, name)
+
+    def write_in_room(*args: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        write(*args)
+
+    setattr(trainer, name, write_in_room)
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    except OSError as error:
+        print(error)
 
 
 def train_by_command(config: Path, flags: list[str], kill: int = -1) -> None:

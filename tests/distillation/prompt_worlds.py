@@ -55,7 +55,7 @@ def make_trainer(
     student = student or prompt_student(teacher)
     arguments = PromptDistillationArguments(output_dir=str(folder), **{**SETTINGS, **fields})
     processor = zoo.processor(student.configuration)
-    other = zoo.processor(teacher.configuration).image_processor
+    other = zoo.processor(teacher.detector.config).image_processor
     return PromptDistillationTrainer(
         student,
         arguments,

@@ -205,7 +205,8 @@ def test_synchronized_norms_keep_weights_and_activations():
 
 def test_norms_are_synchronized_on_gpus_only(tmp_path, teacher):
     with pytest.raises(ValueError, match="sync_norms needs GPUs"):
-        make_trainer(tmp_path, teacher, tiny_student(), sync_norms=True)
+        synchronize_norms(tiny_student(), SimpleNamespace(device=torch.device("cpu"), world_size=2))
+    make_trainer(tmp_path, teacher, tiny_student(), sync_norms=True)  # one process shares nothing
     with pytest.raises(ValueError, match="drop sync_norms"):
         ImageDistillationArguments(str(tmp_path), freeze_norms=True, sync_norms=True, use_cpu=True)
 
@@ -250,7 +251,8 @@ def test_a_cache_says_what_the_teacher_says(tmp_path, teacher, pictures, kind, t
         torch.testing.assert_close(kept, said, rtol=2**-10, atol=1e-5)  # float16
     check_cache(cache, [target])
     trainer.data_collator = CachedTeacherFeatures(cache, own)
-    NewEpoch(trainer).on_epoch_begin(None, SimpleNamespace(epoch=3), None)
+    trainer.epochs = 3
+    NewEpoch(trainer).on_epoch_begin(None, None, None)
     assert int(own.augment[0].epoch) == 3
     with pytest.raises(ValueError, match=rf"features of kind '{kind}', but the target"):
         check_cache(cache, [target, "neck" if target == "trunk" else "trunk"])

@@ -1,6 +1,7 @@
 """Stage 1+: what is compared, what learns, and that nothing else does."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -17,7 +18,12 @@ from efficientsam3_hf import EfficientSam3Model
 from efficientsam3_hf.data.sa1b import write_sa1b
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.launch import prepare
-from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS, OBJECT_TERMS
+from efficientsam3_hf.distillation.prompt_losses import (
+    CONCEPT_TERMS,
+    OBJECT_TERMS,
+    ConceptPairs,
+    concept_losses,
+)
 from efficientsam3_hf.distillation.prompted_heads import ask_objects, match_queries, scores_of
 from efficientsam3_hf.distillation.prompts import Objects, choose_objects
 from efficientsam3_hf.distillation.teacher import Teacher
@@ -213,10 +219,39 @@ def plain_concept_losses(own, theirs) -> dict[str, torch.Tensor]:
         / mean,
         "concept_box": (boxes[0] - boxes[1]).abs().sum() / mean,
         "concept_overlap": (1 - generalized_box_iou(*boxes).diagonal()).sum() / mean,
-        "concept_score": divergence(own.pred_logits, theirs.pred_logits).sum() / mean,
+        "concept_score": theirs.presence_logits.sigmoid().squeeze()
+        * divergence(own.pred_logits, theirs.pred_logits).sum()
+        / mean,
         "concept_presence": divergence(own.presence_logits, theirs.presence_logits).sum(),
         "detections": len(found),
     }
+
+
+def test_scores_and_presence_are_the_divergence_of_their_product():
+    """Absent, or present with each query right or wrong: the distance of all that can be said."""
+    generator = torch.Generator().manual_seed(0)
+    scores, presence = torch.randn(2, 1, 3, generator=generator), torch.tensor([[[0.3]], [[-2.0]]])
+    pairs = ConceptPairs(
+        row=torch.zeros(0, dtype=torch.long),
+        shares=torch.zeros(0),
+        masks=(torch.zeros(0, 4, 4),) * 2,
+        boxes=(torch.zeros(0, 4),) * 2,
+        scores=tuple(scores),
+        presence=tuple(presence),
+    )
+
+    losses = concept_losses(["concept_score", "concept_presence"], pairs)
+
+    outcomes = []
+    for logits, there in zip(scores.double().sigmoid(), presence.double().sigmoid(), strict=True):
+        each = [(1 - there).flatten()]
+        for bits in itertools.product((0, 1), repeat=3):
+            each.append(there[0] * torch.where(torch.tensor(bits) > 0, logits, 1 - logits).prod())
+        outcomes.append(torch.cat(each))
+    own, theirs = outcomes
+    expected = (theirs * (theirs / own).log()).sum()
+    total = losses["concept_score"].sum() + losses["concept_presence"].sum()
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_detections_find_their_queries_in_whatever_order_these_are(tmp_path, teacher):
@@ -252,9 +287,10 @@ def test_a_student_of_another_size_is_compared_on_the_same_pictures(tmp_path, te
     assert all(student.get_parameter(name).grad is not None for name in trained)
 
 
-def test_a_teacher_in_half_precision_teaches(tmp_path, teacher, student):
-    half = copy.deepcopy(teacher).to(torch.bfloat16)
-    trainer = make_trainer(tmp_path, student, half, bf16=True)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_teacher_in_half_precision_teaches(tmp_path, teacher, student, bf16: bool):
+    half = Teacher(*copy.deepcopy((teacher.detector, teacher.tracker)), torch.bfloat16)
+    trainer = make_trainer(tmp_path, student, half, bf16=bf16)
     inputs = batch_of(trainer)
 
     with trainer.autocast_smart_context_manager():

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from efficientsam3_hf.data.collators import PhraseCollator
-from efficientsam3_hf.data.phrases import TextSample
+from efficientsam3_hf.data.loading import SampleStream, load
+from efficientsam3_hf.data.phrases import PhraseList, TextSample, write_phrases
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.stage1_text import (
     TextDistillationArguments,
@@ -136,6 +137,59 @@ def test_a_stream_is_taught_as_it_comes_and_says_the_same(make_trainer):
         kept.teacher_step(inputs) * mask, online.teacher_step(inputs) * mask,
         rtol=2**-11, atol=2**-25, check_dtype=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def stream(tmp_path) -> SampleStream:
+    write_phrases(PHRASES, tmp_path / "phrases.txt")
+    return load(PhraseList(str(tmp_path / "phrases.txt")), streaming=True).shuffle(0)
+
+
+@pytest.mark.parametrize(("workers", "done"), [(0, 5), (0, 8), (2, 5)])
+def test_a_stream_is_other_in_each_pass_and_goes_on_as_if_nothing_had_been(
+    make_trainer, stream, tmp_path, workers: int, done: int
+):
+    fields = {"max_steps": 10, "per_device_train_batch_size": 2, "dataloader_num_workers": workers}
+    fields |= {"save_strategy": "steps", "save_steps": done, "freeze_norms": True}
+
+    def train(checkpoint: Path | None = None) -> tuple[list[tuple], dict[str, torch.Tensor]]:
+        trainer = make_trainer(train=stream, **fields)
+        seen, step = [], trainer.student_step
+
+        def watched(student, inputs, targets):
+            names = ("input_ids", "shuffled_ids")
+            seen.append(tuple(tuple(map(tuple, inputs[name].tolist())) for name in names))
+            return step(student, inputs, targets)
+
+        trainer.student_step = watched
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return seen, trainer.family.state_dict()
+
+    seen, weights = train()
+    seen_again, weights_again = train(tmp_path / f"checkpoint-{done}")
+
+    passes = [[ids for step in seen[first : first + 4] for ids in step[0]] for first in (0, 4)]
+    assert set(passes[0]) == set(passes[1])  # four steps have each of eight phrases
+    assert passes[0] != passes[1]
+    shuffled = [
+        dict(pair for step in seen[first : first + 4] for pair in zip(*step, strict=True))
+        for first in (0, 4)
+    ]
+    assert shuffled[0] != shuffled[1]  # words change places otherwise
+    assert seen_again == seen[done:]
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, weights_again[name]), name
+
+
+def test_the_end_of_a_stream_makes_no_step_of_fewer_batches(make_trainer, stream, monkeypatch):
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    trainer = make_trainer(train=stream, **split)  # a pass of four batches has one too many
+    step, seen = trainer.student_step, []
+    monkeypatch.setattr(trainer, "student_step", lambda *args: seen.append(1) or step(*args))
+
+    trainer.train()
+
+    assert (trainer.state.global_step, len(seen)) == (2, 6)
 
 
 def test_evaluation_counts_every_token_alike(make_trainer, teacher):

@@ -1,5 +1,6 @@
 """Stage 3: the objective, the teacher's answers and its maps, in one loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,13 +8,20 @@ import torch
 from distillation.processes import distance, train_by_one_and_by_two, train_whole_and_killed
 from distillation.worlds import concept_trainer, scenes, tiny_student, tiny_teacher
 
+from efficientsam3_hf.distillation.pictures import DrawPictures
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
 from efficientsam3_hf.distillation.stage3_concepts import (
     MAP_TERMS,
     ConceptTrainer,
     ConceptTrainingArguments,
+    part_graph,
 )
 from efficientsam3_hf.tokenizer import build_tokenizer
+
+# torch's tracing looks for gradients everywhere, and warns of itself.
+LOOKS_FOR_GRADIENTS = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor"
+)
 
 
 def batch_of(trainer: ConceptTrainer) -> dict[str, Any]:
@@ -101,11 +109,69 @@ def test_answers_equal_to_the_teachers_cost_nothing(tmp_path):
     with torch.no_grad():
         lesson = trainer.teacher_step(batch)
 
-    terms = trainer.answer_terms(lesson.found, lesson.found)
+    terms = trainer.answer_terms(lesson.found, lesson.found, batch)
 
     assert set(terms) == set(CONCEPT_TERMS) - {"concept_focal"}
     for name, term in terms.items():
         assert float(term) == pytest.approx(0, abs=1e-3), name
+
+
+def test_what_the_teacher_says_of_an_empty_canvas_does_not_count(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    trainer.family.eval()
+    batch = batch_of(trainer)
+    valid = torch.ones(len(batch["pixel_values"]), 112, 112, dtype=torch.bool)
+    valid[:, 56:] = False
+    batch["valid"] = valid
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+        terms = trainer.student_step(trainer.family, batch, lesson)
+        masks = lesson.found.pred_masks
+        lesson.found.pred_masks = masks.clone()
+        lesson.found.pred_masks[..., masks.shape[-2] // 2 :, :] = 30.0
+        for maps in lesson.maps.values():
+            for each in maps:
+                each[..., each.shape[-2] // 2 :, :] += 3.0
+        elsewhere = trainer.student_step(trainer.family, batch, lesson)
+        batch.pop("valid")
+        counted = trainer.student_step(trainer.family, batch, lesson)
+
+    for name in ("concept_bce", "concept_dice", "neck_error", "neck_angle"):
+        torch.testing.assert_close(elsewhere[name], terms[name])
+        assert abs(counted[name] - terms[name]) > 1e-3 * abs(terms[name])
+    assert torch.equal(counted["semantic"], terms["semantic"])  # of the truth
+
+
+def test_images_without_prompts_teach_by_their_maps(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    images = [replace(trainer.train_dataset[index], queries=[]) for index in range(2)]
+    batch = trainer.data_collator(images)
+
+    with torch.no_grad():
+        lesson = trainer.teacher_step(batch)
+    terms = trainer.student_step(trainer.family, batch, lesson)
+    sum(terms.values()).backward()
+
+    assert trainer.count(batch) == {"samples": 2, "prompts": 0, "boxes": 0}
+    assert set(terms) == set(terms_of(trainer))
+    assert {name for name, term in terms.items() if term.item()} == {"neck_error", "neck_angle"}
+    assert trainer.score(trainer.family, batch, lesson) == []
+    assert trainer.draw(trainer.family, batch) == {}
+    for weight in trainer.family.detector.detr_decoder.parameters():
+        assert weight.grad is None or not weight.grad.any()
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_prompts_without_phrases_are_an_error_that_says_so(tmp_path, with_teacher: bool):
+    trainer = concept_trainer(tmp_path)
+    if not with_teacher:
+        trainer.teacher = None
+    sample = trainer.train_dataset[0]
+    nameless = [replace(query, phrase=None) for query in sample.queries]
+    trainer.train_dataset = [replace(sample, queries=nameless)]
+
+    with pytest.raises(ValueError, match=r"learns from phrases.*data\.captions"):
+        terms_of(trainer)
 
 
 def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
@@ -135,7 +201,7 @@ def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
 
 def test_the_gradient_of_maps_gets_its_share(tmp_path):
     trainer = concept_trainer(tmp_path, balance=0.3)
-    trainer.family.eval()  # no dropout: both looks see the same
+    trainer.family.eval()  # batch norms do not move: both looks see the same
     counts = trainer.count(batch_of(trainer))
     terms = {name: sum_ / counts[trainer.units[name]] for name, sum_ in terms_of(trainer).items()}
     shared = trainer.balancer.shared
@@ -201,6 +267,69 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_what_is_compiled_are_measured_before_the_step(tmp_path):
+    trainer = concept_trainer(tmp_path)
+    # With sizes that vary, as the numbers of prompts do, the way back is compiled beforehand.
+    head = torch.compile(
+        lambda maps: maps.sin().cos().exp() * maps.shape[0], backend="aot_eager", dynamic=True
+    )
+    maps = torch.randn(3, 4, requires_grad=True)
+    answers = head(maps)
+
+    trainer.balancer.shared = [maps]
+    terms = {"neck_error": maps.square().sum(), "class": answers.square().sum()}
+    trainer.balancer.look(terms)
+    torch.stack(list(terms.values())).sum().backward()
+
+    assert (trainer.balancer.squares > 0).all()
+    assert maps.grad is not None
+
+
+@LOOKS_FOR_GRADIENTS
+@pytest.mark.parametrize("is_parted", [False, True])
+def test_compiled_graphs_part_where_gradients_are_measured(is_parted: bool):
+    torch.compiler.reset()  # what it keeps of a function does not depend on hooks
+    trunk, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+    if is_parted:
+        trunk.register_forward_hook(part_graph)
+
+    def step(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = trunk(pixels)
+        return maps, head(maps).sum()
+
+    maps, loss = torch.compile(step, backend="aot_eager")(torch.randn(3, 4))
+
+    (gradient,) = torch.autograd.grad(loss, [maps], allow_unused=True)
+    assert (gradient is not None) == is_parted
+
+
+def test_the_trunk_is_parted_from_the_rest_where_it_is_compiled(tmp_path):
+    for compiles in (False, True):
+        trainer = concept_trainer(tmp_path, torch_compile=compiles)
+
+        hooks = trainer.family.detector.vision_encoder.backbone._forward_hooks.values()
+        assert (part_graph in hooks) == compiles
+
+
+@pytest.mark.slow  # minutes of tracing
+@LOOKS_FOR_GRADIENTS
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_a_compiled_student_trains(tmp_path):
+    trainer = concept_trainer(
+        tmp_path,
+        length=2,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+
+    trainer.train()
+
+    assert trainer.state.log_history[0]["loss"] > 0
+    assert trainer.balancer.scale != 1  # the gradient of maps was measured, too
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
     train_whole_and_killed(concept_trainer, tmp_path)
 
@@ -216,6 +345,21 @@ def test_evaluation_measures_concepts(tmp_path):
         metrics["eval_pmF1"] * metrics["eval_IL_MCC"], abs=1e-6
     )
     assert "eval_neck_error" in metrics
+
+
+def test_any_phrase_may_be_drawn(tmp_path):
+    trainer = concept_trainer(tmp_path, length=2)
+    callback = DrawPictures(trainer, every=1, samples=2)
+    callback.batch = batch_of(trainer)
+    labels = callback.batch["labels"]
+    for label in labels:
+        label["phrase"] = "salt/pepper shaker " * 30
+
+    callback.draw(step=1)
+
+    names = [path.name for path in (tmp_path / "pictures" / "step-000001").iterdir()]
+    assert len(names) == len(labels) > len({label["image"] for label in labels})
+    assert all("salt pepper shaker" in name for name in names)
 
 
 def test_pictures_show_truth_and_answers(tmp_path):

@@ -41,7 +41,6 @@ def test_terms_and_counts_are_those_of_the_two_stages(tmp_path):
     of_clips = MemoryDistillationTrainer(
         student, MemoryDistillationArguments(**settings), teacher=trainer.teacher
     )
-    student.drops_out = False
     student.set_trainable(trainer.trained_parts, freeze_norms=True)
     student.train()
 

@@ -194,6 +194,18 @@ def test_half_precision_is_near_and_keeps_the_rotary_frequencies(sam3, dtype: st
     assert outputs.pred_masks.dtype == getattr(torch, dtype)
 
 
+def test_it_keeps_its_precision_where_the_student_has_another(both):
+    def answer(models, pixels):
+        return models.detector(pixel_values=pixels, input_ids=IDS).pred_masks
+
+    alone = both(answer, PIXELS[:1])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        asked_within = both(answer, PIXELS[:1])
+
+    assert torch.equal(asked_within, alone)
+
+
 def test_the_fingerprint_is_of_weights_and_configuration_alone(sam3):
     expected = load_teacher(sam3, "float32").fingerprint("trunk")
 
@@ -265,9 +277,13 @@ def test_one_process_or_ddp_only_moves_it(sam3):
 def test_deepspeed_shards_it_only_under_zero_3(sam3, monkeypatch, stage: int):
     asked = []
 
+    class Engine(nn.ModuleDict):
+        def eval(self) -> None:  # DeepSpeed's gives nothing
+            super().eval()
+
     def initialize(model, config):
         asked.append(config)
-        return nn.ModuleDict({"module": model}).train(), None, None, None
+        return Engine({"module": model}).train(), None, None, None
 
     fake = SimpleNamespace(initialize=initialize)
     monkeypatch.setitem(sys.modules, "deepspeed", fake)

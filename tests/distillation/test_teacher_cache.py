@@ -29,7 +29,7 @@ from efficientsam3_hf.data.synthetic import Clips
 from efficientsam3_hf.distillation import cache_files
 from efficientsam3_hf.distillation.cache_files import CacheError, DiskFullError
 from efficientsam3_hf.distillation.cache_writer import CacheOptions, CacheWriter
-from efficientsam3_hf.distillation.cached_features import CachedTeacherFeatures, flips
+from efficientsam3_hf.distillation.cached_features import CachedTeacherFeatures, decoded, flips
 from efficientsam3_hf.distillation.teacher import clip_frames, load_teacher
 from efficientsam3_hf.distillation.teacher_cache import TeacherCache
 
@@ -488,7 +488,7 @@ def test_batches_bring_the_features_of_their_own_pictures(
     count = 0
     for batch in loader:
         assert batch["teacher_features"]["trunk"]["values"].dtype == torch.int8
-        features = cached.decode(batch)["trunk"]
+        features = decoded(batch, cached.cache)["trunk"]
         expected = teacher.features("trunk", batch["pixel_values"])["trunk"]
         assert (features - expected).norm() < 0.02 * expected.norm()
         count += len(features)
@@ -514,7 +514,7 @@ def test_flipped_pictures_bring_flipped_features(photos, teacher, tmp_path):
 
     flipped = [augment.choose(sample).flip for sample in samples]
     assert 0 < sum(flipped) < COUNT == len(cache)
-    features = cached.decode(batch)["trunk"]
+    features = decoded(batch, cached.cache)["trunk"]
     for number, (sample, is_flipped) in enumerate(zip(samples, flipped, strict=True)):
         image = sample.image[:, ::-1].copy() if is_flipped else sample.image
         pixels = processor()(image, return_tensors="pt")["pixel_values"]
@@ -567,7 +567,7 @@ def test_clips_are_cached_frame_by_frame(tmp_path):
 
     assert len(cache) == 9
     assert "own/1#2" in cache
-    frames = clip_frames(cached.decode(batch), clips=2)
+    frames = clip_frames(decoded(batch, cached.cache), clips=2)
     expected = teacher(lambda models: models.tracker.encode_clips(batch["pixel_values"]))
     for found, wanted in zip(frames, expected, strict=True):
         for one, other in zip(found, wanted, strict=True):

@@ -1,20 +1,25 @@
 """What all stages share, shown on stage 1 for images."""
 
 import json
-from pathlib import Path
+import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from distillation.processes import (
     distance,
     train_by_one_and_by_two,
+    train_on_a_full_disk,
     train_whole_and_killed,
     weights_of,
 )
 from distillation.worlds import Pictures, image_trainer, tiny_student
+from no_doubles import NoDoubles
+from ranks import Started
+from tiny import tiny_model, tiny_vision
 
 from efficientsam3_hf import EfficientSam3Model, EfficientSam3TrackerVideoModel
-from efficientsam3_hf.distillation import trainer as trainer_file
 from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.ema import MovingAverage
 from efficientsam3_hf.distillation.family import Family
@@ -154,22 +159,75 @@ def test_a_loss_that_is_no_number_stops_training_before_it_is_saved(tmp_path, mo
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
-def test_a_full_disk_leaves_what_was_saved_before(tmp_path, monkeypatch):
-    trainer = image_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
-    write = trainer_file.Family.save
+@pytest.mark.parametrize("part", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_leaves_what_was_saved_before(tmp_path, part: str):
+    image_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    said = Started(train_on_a_full_disk, image_trainer, tmp_path, part).finish()
 
-    def full(self, folder, *args):
-        path = write(self, folder, *args)
-        if Path(folder).name == "checkpoint-4":
-            raise OSError(28, "No space left on device")
-        return path
+    assert "checkpoint-4 could not be written" in said
+    assert "checkpoint-2 is whole. If the disk is full, make room" in said
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-4").exists()
 
-    monkeypatch.setattr(trainer_file.Family, "save", full)
-    with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*checkpoint-2 is whole"):
+
+def test_a_checkpoint_that_only_failed_to_be_pushed_stays(tmp_path, monkeypatch):
+    trainer = image_trainer(tmp_path, save_strategy="steps", save_steps=2)
+
+    def offline(folder: str) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(trainer, "_push_from_checkpoint", offline)
+    trainer.args.push_to_hub = True
+    monkeypatch.setattr(trainer, "init_hf_repo", lambda **options: None)
+    with pytest.raises(OSError, match=r"^no connection"):
         trainer.train()
 
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_a_new_run_in_a_used_folder_is_refused(tmp_path):
+    fields = {"save_strategy": "steps", "save_steps": 2}
+    image_trainer(tmp_path, **fields).train()
+
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of an earlier run.*another output_dir"):
+        image_trainer(tmp_path, **fields).train()
+
+    trainer = image_trainer(tmp_path, max_steps=3, **fields)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    trainer.stage = "stage 3: concepts"
+    with pytest.raises(
+        ValueError, match="is of 'stage 1: images', and this is 'stage 3: concepts'"
+    ):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_samples_a_second_are_those_of_training_alone(tmp_path, monkeypatch):
+    fields = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = image_trainer(tmp_path, max_steps=3, pictures_every=1, **fields)
+    save, score, clock = trainer._save, trainer.score, [0.0]  # every step takes a second
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def slow(method: Callable) -> Callable:
+        def called(*args: Any) -> Any:
+            clock[0] += 1000
+            return method(*args)
+
+        return called
+
+    def step(student, inputs, targets, step=trainer.student_step):
+        clock[0] += 0 if trainer.is_evaluating else 1
+        return step(student, inputs, targets)
+
+    for name, method in {"_save": save, "score": score, "draw": trainer.draw}.items():
+        monkeypatch.setattr(trainer, name, slow(method))
+    monkeypatch.setattr(trainer, "student_step", step)
+    clock[0] += 1000  # what comes between making a trainer and training
+
+    trainer.train()
+
+    rates = [each["samples_per_second"] for each in trainer.state.log_history if "loss" in each]
+    assert rates == pytest.approx([4, 4, 4])
 
 
 def test_a_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
@@ -179,7 +237,7 @@ def test_a_lack_of_memory_says_what_to_do(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer, "student_step", hungry)
-    with pytest.raises(RuntimeError, match=r"step 1, with a batch of pixel_values \(4, 3, 112"):
+    with pytest.raises(MemoryError, match=r"step 1, with a batch of pixel_values \(4, 3, 112"):
         trainer.train()
 
 
@@ -211,20 +269,44 @@ def test_evaluation_gives_the_mean_of_the_terms_over_all_samples(tmp_path):
     )
 
 
-def test_learning_rates_of_trunk_and_norms_are_their_own(tmp_path):
-    trainer = image_trainer(tmp_path, trunk_learning_rate=0.1, norm_learning_rate=0.5)
+def test_evaluation_needs_no_doubles_of_the_device(tmp_path, monkeypatch):
+    trainer = image_trainer(tmp_path)
+    expected = trainer.evaluate()
+    step = trainer.student_step
+
+    def on_device(student, inputs, targets):
+        terms = step(student, inputs, targets)
+        return {name: term.as_subclass(NoDoubles) for name, term in terms.items()}
+
+    monkeypatch.setattr(trainer, "student_step", on_device)
+
+    assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
+
+
+@pytest.mark.parametrize("trunk", ["repvit_m0_9", "tiny_vit_5m_224", "efficientvit_b0"])
+def test_norms_and_biases_have_a_rate_of_their_own_and_no_decay(tmp_path, trunk: str):
+    student = Family(tiny_model(tiny_vision(trunk=trunk)))
+    rates = {"trunk_learning_rate": 0.1, "norm_learning_rate": 0.5, "weight_decay": 0.2}
+    trainer = image_trainer(tmp_path, student, trained_parts=["detector.*"], **rates)
 
     optimizer = trainer.create_optimizer()
 
-    names = {weight: name for name, weight in trainer.family.named_parameters()}
-    decayed = set(trainer.get_decay_parameter_names(trainer.family))
-    rates = {
-        names[weight]: group["lr"] for group in optimizer.param_groups for weight in group["params"]
+    names = {weight: name for name, weight in student.named_parameters()}
+    small = {  # of norms, whatever they are called, and biases
+        weight
+        for module in student.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if "Norm" in type(module).__name__ or "bias" in name
     }
-    assert set(rates) == {n for n, w in trainer.family.named_parameters() if w.requires_grad}
-    for name, rate in rates.items():
-        expected = 1e-3 * (0.1 if ".trunk." in name else 1) * (1 if name in decayed else 0.5)
-        assert rate == pytest.approx(expected), name
+    seen = set()
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            name = names[weight]
+            expected = 1e-3 * (0.1 if ".trunk." in name else 1) * (0.5 if weight in small else 1)
+            assert group["lr"] == pytest.approx(expected), name
+            assert group["weight_decay"] == (0 if weight in small else 0.2), name
+            seen.add(weight)
+    assert seen == {weight for weight in student.parameters() if weight.requires_grad}
 
 
 @pytest.mark.parametrize(

@@ -48,15 +48,7 @@ def tiny_student(memory: str = "dense", neck: str = "sam3", **text: Any) -> Fami
     vision = tiny_vision(neck)
     detector = stir(EfficientSam3Model(tiny_config(vision)))
     tracker = stir(EfficientSam3TrackerVideoModel(tiny_video_config(memory, vision)))
-    return without_dropout(Family(detector, see_objects(tracker)))
-
-
-def without_dropout(family: Family) -> Family:
-    """The same without dropout, whose random numbers depend on how a batch is cut up."""
-    for module in family.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return family
+    return Family(detector, see_objects(tracker))
 
 
 class Pictures(torch.utils.data.Dataset):

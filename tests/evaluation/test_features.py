@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from no_doubles import NoDoubles
 
 from efficientsam3_hf.evaluation.features import score_maps, score_tokens, summarize
 from efficientsam3_hf.evaluation.units import stack
@@ -80,3 +81,13 @@ def test_what_does_not_fit_is_an_error():
         score_tokens(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(ValueError, match="Levels"):
         score_maps({"8": torch.ones(1, 2, 2)}, {"4": torch.ones(1, 2, 2)})
+
+
+def test_a_device_without_doubles_is_no_hindrance():
+    student, teacher = torch.randn(2, 3, 8, 8)
+    valid = torch.arange(64).view(8, 8) % 3 > 0
+    expected = score_maps({"8": student}, {"8": teacher}, valid)
+
+    student, teacher, valid = (each.as_subclass(NoDoubles) for each in (student, teacher, valid))
+
+    assert score_maps({"8": student}, {"8": teacher}, valid) == expected

@@ -29,10 +29,12 @@ def load(tmp_path_factory):
     """`evaluate.load` with a cache of its own and without network."""
     evaluate = pytest.importorskip("evaluate", reason="evaluate is not installed")
     cache = tmp_path_factory.mktemp("evaluate")
+    (cache / "modules").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", cache / "modules")
-        patch.setattr(sys, "path", list(sys.path))
+        # First, before the user's own, which transformers puts there and older metrics may be in.
+        patch.setattr(sys, "path", [str(cache / "modules"), *sys.path])
         yield lambda name: evaluate.load(metric_path(name), cache_dir=str(cache / "data"))
     for name in [name for name in sys.modules if name.startswith("evaluate_modules")]:
         del sys.modules[name]

@@ -190,6 +190,18 @@ def test_training_stops_when_time_is_up(tmp_path: Path):
     assert last_checkpoint(tmp_path).endswith("checkpoint-1")
 
 
+def test_the_last_minutes_have_a_fifth_of_the_rate(tmp_path: Path):
+    few = options(tmp_path, "--steps", "3", "--last", "0", "--learning-rate", "1e-3")
+    trainer = train_teacher.build_trainer(train_teacher.parse(few))
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+    few = options(tmp_path, "--steps", "5", "--last", "1", "--learning-rate", "1e-3")
+    trainer = train_teacher.build_trainer(train_teacher.parse(few))
+    trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+
+
 def test_twenty_steps_lower_the_loss(tmp_path: Path):
     more = ("--warm-up", "0", "--naming", "0", "--steps", "20", "--rate-warm-up", "0")
     trainer = train_teacher.build_trainer(train_teacher.parse(options(tmp_path, *more)))
@@ -239,13 +251,13 @@ def test_scores_of_the_truth_are_perfect():
 def test_stages_that_are_done_are_kept(tmp_path: Path, monkeypatch, capsys):
     few = ["--batch", "2", "--held-out", "2", "--workers", "0", "--cpu", "--steps", "1"]
     monkeypatch.setattr(everything, "SHARES", dict.fromkeys(everything.SHARES, 1.0))
-    options = ["--folder", str(tmp_path), *few, "--rate-warm-up", "1", "--minutes"]
-    everything.main([*options, "0.0001"])  # less than a step takes
+    options = ["--folder", str(tmp_path), *few, "--rate-warm-up", "1", "--only", "teacher"]
+    everything.main([*options, "--minutes", "0.0001"])  # less than a step takes
 
     folder = tmp_path / "teacher"
     family = Family.load(folder)
     first = (tmp_path / "concepts" / "log.jsonl").read_text()
-    everything.main([*options, "0.0001"])
+    everything.main([*options, "--minutes", "0.0001"])
 
     assert family.has_video
     assert (tmp_path / "concepts" / "log.jsonl").read_text() == first

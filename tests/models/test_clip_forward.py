@@ -216,6 +216,34 @@ def test_clips_that_were_encoded_before_give_the_same(model):
     torch.testing.assert_close(fewer.pred_masks, expected.pred_masks[:, :2], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gradient_frames", [2, None])
+def test_weights_are_cast_anew_where_gradients_begin(fresh, monkeypatch, gradient_frames):
+    """Older versions of torch keep casts that were made without gradients within one autocast."""
+    uses: dict[str, list[bool | None]] = {"vision_encoder": [], "memory_attention": []}
+    for name, of_part in uses.items():
+        part = fresh.get_submodule(name)
+        part.register_forward_pre_hook(
+            lambda *_, of_part=of_part: of_part.append(torch.is_grad_enabled())
+        )
+    clear = torch.clear_autocast_cache
+
+    def cleared() -> None:
+        clear()
+        for of_part in uses.values():
+            of_part.append(None)
+
+    monkeypatch.setattr(torch, "clear_autocast_cache", cleared)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            fresh.forward_clip(CLIPS, **PROMPTS["points"])
+        fresh.forward_clip(CLIPS, **PROMPTS["points"], gradient_frames=gradient_frames)
+
+    for of_part in uses.values():
+        first = of_part.index(True)
+        assert False in of_part[:first]
+        assert of_part[first - 1] is None
+
+
 def test_mixed_precision_trains(fresh):
     fresh.train()
     with torch.autocast("cpu", torch.bfloat16):

@@ -53,7 +53,7 @@ def main() -> None:
     """Run a command. What the user can mend is said in words, without a traceback."""
     try:
         app(prog_name="efficientsam3")
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         if "--debug" in sys.argv:
             raise
         print(f"Error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 
 from .loading import shared_number
 from .masks_rle import Rle, decode_window, encode_window, resize_window, rle_area, rle_box
-from .samples import ClipSample, ImageSample, Instance, Point
+from .samples import Box, ClipSample, ImageSample, Instance, Point
 
 AnySample = TypeVar("AnySample", ImageSample, ClipSample)
 
@@ -101,6 +101,9 @@ class Augmentations:
 class ChooseQueries:
     """Keeps some of the queries of each image, others in each epoch, for `ImageCollator`.
 
+    Half of the negatives, rounded down, are of a `supercategory` of which the image shows
+    something, as far as there are such and files say it.
+
     Args:
         positives: Most that name something.
         negatives: Most that name nothing; others, that nobody annotated, are left out.
@@ -119,19 +122,16 @@ class ChooseQueries:
 
     def __call__(self, sample: ImageSample) -> ImageSample:
         generator = generator_for(sample, self.seed, int(self.epoch))
-        kept = []
-        for count, kind in (
-            (
-                self.positives,
-                [index for index, each in enumerate(sample.queries) if each.instances],
-            ),
-            (
-                self.negatives,
-                [index for index, each in enumerate(sample.queries) if each.is_negative],
-            ),
-        ):
-            kept += generator.permutation(kind)[:count].tolist()
-        return replace(sample, queries=[sample.queries[int(index)] for index in sorted(kept)])
+        present = [index for index, each in enumerate(sample.queries) if each.instances]
+        absent = [index for index, each in enumerate(sample.queries) if each.is_negative]
+        kinds = [each.details.get("supercategory") for each in sample.queries]
+        shown = {kinds[index] for index in present} - {None}
+        positives = generator.permutation(present).tolist()
+        negatives = generator.permutation(absent).tolist()
+        hard = [index for index in negatives if kinds[index] in shown][: self.negatives // 2]
+        others = [index for index in negatives if index not in hard]
+        kept = positives[: self.positives] + (hard + others)[: self.negatives]
+        return replace(sample, queries=[sample.queries[index] for index in sorted(kept)])
 
 
 class ChooseInstances:
@@ -224,7 +224,31 @@ def change_image(sample: ImageSample, change: Change, least_left: float = 0.0) -
     if image is not None:
         # A picture that was decoded smaller has a window of its own.
         image = change_pixels(image, change, window_of(change, image.shape[:2]))
-    return replace(sample, queries=queries, image=image)
+    height, width = sample.size
+    covered = sample.covered or (0.0, 0.0, float(width), float(height))
+    covered = turn_box(clip_box(move_box(covered, window), window), window)
+    return replace(sample, queries=queries, image=image, covered=covered)
+
+
+def move_box(box: Box, window: Window) -> Box:
+    """A box of the picture on the canvas, beyond whose sides it may reach; not flipped yet."""
+    scale_y, scale_x = (new / old for new, old in zip(window.scaled, window.size, strict=True))
+    (x, y), (x1, y1, x2, y2) = window.corner, box
+    return (x1 * scale_x + x, y1 * scale_y + y, x2 * scale_x + x, y2 * scale_y + y)
+
+
+def clip_box(box: Box, window: Window) -> Box:
+    """What of a moved box is on the canvas."""
+    height, width = window.size
+    x1, x2 = (min(max(x, 0.0), width) for x in box[::2])
+    y1, y2 = (min(max(y, 0.0), height) for y in box[1::2])
+    return (x1, y1, x2, y2)
+
+
+def turn_box(box: Box, window: Window) -> Box:
+    """A box flipped if the canvas is."""
+    x1, y1, x2, y2 = box
+    return (window.size[1] - x2, y1, window.size[1] - x1, y2) if window.flip else box
 
 
 def change_instance(instance: Instance, window: Window, least_left: float) -> Instance | None:
@@ -232,14 +256,8 @@ def change_instance(instance: Instance, window: Window, least_left: float) -> In
     height, width = window.size
     scale_x, scale_y = window.scaled[1] / width, window.scaled[0] / height
     x, y = window.corner
-    x1, y1, x2, y2 = instance.box_xyxy
-    whole = (x1 * scale_x + x, y1 * scale_y + y, x2 * scale_x + x, y2 * scale_y + y)
-    box = (
-        min(max(whole[0], 0.0), width),
-        min(max(whole[1], 0.0), height),
-        min(max(whole[2], 0.0), width),
-        min(max(whole[3], 0.0), height),
-    )
+    whole = move_box(instance.box_xyxy, window)
+    box = clip_box(whole, window)
     rle = None
     if instance.rle is not None:
         rle = change_rle(instance.rle, window)
@@ -247,15 +265,14 @@ def change_instance(instance: Instance, window: Window, least_left: float) -> In
         if rle_area(rle) == 0 or left < least_left:
             return None
         if box != whole:  # it was cut
-            x1, y1, x2, y2 = rle_box(rle)
-            box = (width - x2, y1, width - x1, y2) if window.flip else (x1, y1, x2, y2)
+            box = turn_box(rle_box(rle), window)
     area = (box[2] - box[0]) * (box[3] - box[1])
     old_area = (whole[2] - whole[0]) * (whole[3] - whole[1])
     if rle is None and (area <= 0 or area < least_left * old_area):
         return None
     points = [(px * scale_x + x, py * scale_y + y) for px, py in instance.points]
+    box = turn_box(box, window)
     if window.flip:
-        box = (width - box[2], box[1], width - box[0], box[3])
         # A point is a pixel by its number, a box is between pixels.
         points = [(width - 1 - px, py) for px, py in points]
     if rle is None:

@@ -55,6 +55,7 @@ class CocoImages(Reader[ImageSample]):
         self.images = join(self.folder, images) if images else self.find_images()
         self.negatives, self.pixels, self.least_size = negatives, pixels, least_size
         self.categories: dict[int, str] = {}
+        self.details: dict[int, dict[str, Any]] = {}
 
     def __str__(self) -> str:
         return self.annotations
@@ -71,6 +72,10 @@ class CocoImages(Reader[ImageSample]):
     def records(self) -> Iterator[tuple[str, Record]]:
         content = read_json(self.annotations)
         self.categories = self.asked_categories(content)
+        self.details = {
+            each["id"]: {name: each[name] for name in ("supercategory",) if name in each}
+            for each in content["categories"]
+        }
         of_image = defaultdict(list)
         for annotation in content.get("annotations", []):
             of_image[annotation["image_id"]].append(annotation)
@@ -95,6 +100,7 @@ class CocoImages(Reader[ImageSample]):
                 of_category.get(category, []),
                 is_exhaustive=category not in incomplete,
                 source_id=category,
+                details=dict(self.details[category]),
             )
             for category in [*sorted(of_category), *self.absent_categories(image, of_category)]
         ]

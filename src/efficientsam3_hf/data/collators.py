@@ -38,6 +38,9 @@ class ImageCollator:
             false.
         teacher_processor: Image processor of another model. Where its size is another, the same
             pictures are given as `teacher_pixel_values`, too.
+        gives_valid: Whether to give `valid`, too, which the model itself does not take: boolean
+            (images, height, width), false where a picture that was made smaller does not cover its
+            canvas.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class ImageCollator:
         augment: Sequence[Callable[[ImageSample], ImageSample]] = (),
         most_instances: int | None = None,
         teacher_processor: Any = None,
+        gives_valid: bool = False,
     ):
+        self.gives_valid = gives_valid
         self.processor, self.mask_size = processor, mask_size
         self.augment, self.most_instances = augment, most_instances
         self.teacher_processor = teacher_processor
@@ -73,6 +78,9 @@ class ImageCollator:
         other = self.teacher_processor
         if other is not None and other.size != self.processor.image_processor.size:
             batch["teacher_pixel_values"] = other(images, return_tensors="pt")["pixel_values"]
+        if self.gives_valid:
+            size = tuple(batch["pixel_values"].shape[-2:])
+            batch["valid"] = torch.stack([covered_places(each, size) for each in usable])
         batch["labels"] = labels
         return batch
 
@@ -124,7 +132,10 @@ class PictureCollator:
         self.teacher_processor = teacher_processor if is_other else None
 
     def __call__(self, samples: Sequence[ImageSample | None]) -> dict[str, Any]:
-        changed = [self.change(sample) for sample in usable_samples(samples)]
+        # Nothing is asked of them, and what is not there need not be moved along.
+        changed = [replace(sample, queries=[]) for sample in usable_samples(samples)]
+        for change in self.augment:
+            changed = [change(sample) for sample in changed]
         images = [pixels_of(sample) for sample in changed]
         pixels: Tensor = self.image_processor(images, return_tensors="pt")["pixel_values"]
         batch: dict[str, Any] = {
@@ -136,29 +147,19 @@ class PictureCollator:
             batch["teacher_pixel_values"] = other["pixel_values"]
         if self.augment:
             height, width = pixels.shape[-2:]
-            batch["valid"] = torch.stack([covered(each, (height, width)) for each in changed])
+            places = [covered_places(each, (height, width)) for each in changed]
+            batch["valid"] = torch.stack(places)
         return batch
 
-    def change(self, sample: ImageSample) -> ImageSample:
-        """A changed copy whose only instance is the picture as a whole."""
-        height, width = sample.size
-        whole = Instance((0.0, 0.0, float(width), float(height)))
-        sample = replace(sample, queries=[Query(None, [whole])])
-        for change in self.augment:
-            sample = change(sample)
-        return sample
 
-
-def covered(sample: ImageSample, size: tuple[int, int]) -> Tensor:
-    """Where a changed picture lies on its canvas: boolean (height, width)."""
-    rows, columns = torch.ones(size[0], dtype=torch.bool), torch.ones(size[1], dtype=torch.bool)
-    # A picture of which too little is left within its canvas is larger than it, and so covers it.
-    for whole in sample.queries[0].instances or []:
-        x1, y1, x2, y2 = whole.box_xyxy
-        height, width = sample.size
-        y, x = (torch.arange(side) + 0.5 for side in size)
-        rows = (y > y1 / height * size[0]) & (y < y2 / height * size[0])
-        columns = (x > x1 / width * size[1]) & (x < x2 / width * size[1])
+def covered_places(sample: ImageSample, size: tuple[int, int]) -> Tensor:
+    """Where a picture lies on its canvas: boolean (height, width)."""
+    if sample.covered is None:
+        return torch.ones(size, dtype=torch.bool)
+    (x1, y1, x2, y2), (height, width) = sample.covered, sample.size
+    y, x = (torch.arange(side) + 0.5 for side in size)
+    rows = (y > y1 / height * size[0]) & (y < y2 / height * size[0])
+    columns = (x > x1 / width * size[1]) & (x < x2 / width * size[1])
     return rows[:, None] & columns
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from .collators import usable_samples
-from .loading import shared_number
+from .loading import WithoutGaps, shared_number
 from .samples import ClipSample
 
 
@@ -40,7 +40,7 @@ class ImagesWithClips(Dataset):
                 )
         if images_per_clip < 1:
             raise ValueError(f"images_per_clip={images_per_clip} must be 1 or more.")
-        self.datasets = (images, clips)
+        self.datasets = (WithoutGaps(images), WithoutGaps(clips))
         self.images_per_clip, self.seed = images_per_clip, seed
         self.epoch = shared_number()
 
@@ -51,8 +51,7 @@ class ImagesWithClips(Dataset):
         """Choose the groups of this epoch, and what the datasets choose anew in each."""
         self.epoch.fill_(epoch)
         for dataset in self.datasets:
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
+            dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> list[Any]:
         if not 0 <= index < len(self):
@@ -64,8 +63,8 @@ class ImagesWithClips(Dataset):
         turn, place = divmod(epoch * len(self) + index, len(clips))
         clip = shuffled(len(clips), self.seed, turn, 1)[place]
         return [
-            *(read_or_next(images, int(order[place % len(images)])) for place in places),
-            read_or_next(clips, int(clip)),
+            *(images[int(order[place % len(images)])] for place in places),
+            clips[int(clip)],
         ]
 
 
@@ -109,12 +108,3 @@ class ImagesWithClipsCollator:
 def shuffled(length: int, *seeds: int) -> np.ndarray:
     """The numbers below a length in a random order, which is the same for the same seeds."""
     return np.random.default_rng(seeds).permutation(length)
-
-
-def read_or_next(dataset: Any, number: int) -> Any:
-    """A sample, or if it cannot be read, the next that can."""
-    for step in range(len(dataset)):
-        sample = dataset[(number + step) % len(dataset)]
-        if sample is not None:
-            return sample
-    raise ValueError(f"None of the {len(dataset)} samples of a dataset can be read.")

@@ -142,6 +142,38 @@ class Samples(torch_data.Dataset, Generic[Sample]):
         return SampleStream(self.reader, self.broken, table=self.table, num_shards=num_shards)
 
 
+class WithoutGaps(torch_data.Dataset, Generic[Sample]):
+    """Samples by number, where the next stands in for one that cannot be used.
+
+    For training, where a batch may be so small that it would else be empty; what is evaluated
+    counts each sample once.
+
+    Args:
+        samples: By number, None where one cannot be used.
+    """
+
+    def __init__(self, samples: Any):
+        self.datasets = (samples,)  # as others call what they are made of
+
+    def __len__(self) -> int:
+        return len(self.datasets[0])
+
+    def __getitem__(self, index: int) -> Sample:
+        (samples,) = self.datasets
+        if not 0 <= index < len(samples):
+            raise IndexError(f"There is no sample {index} among {len(samples)}.")
+        for step in range(len(samples)):
+            sample = samples[(index + step) % len(samples)]
+            if sample is not None:
+                return sample
+        raise ValueError(f"None of the {len(samples)} samples of a dataset can be read.")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what the samples choose anew in each epoch."""
+        if hasattr(self.datasets[0], "set_epoch"):
+            self.datasets[0].set_epoch(epoch)
+
+
 class SampleStream(torch_data.IterableDataset, Generic[Sample]):
     """Samples one after another, shared out among ranks and worker processes.
 

@@ -79,6 +79,8 @@ class ImageSample:
         size: (height, width) of the annotations. The picture is smaller if it was decoded so.
         queries: Phrases with their instances.
         image: Pixels (height, width, 3), or None where the reader was told to leave them.
+        covered: Where on its canvas the picture lies, as a box in pixels of `size`; None for all
+            of it.
     """
 
     source: str
@@ -87,6 +89,7 @@ class ImageSample:
     size: tuple[int, int]
     queries: list[Query] = field(default_factory=list)
     image: np.ndarray | None = None
+    covered: Box | None = None
 
 
 @dataclass

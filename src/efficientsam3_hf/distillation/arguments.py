@@ -4,9 +4,9 @@ import argparse
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -26,6 +26,8 @@ class DistillationArguments(TrainingArguments):
         loss_weights: Factor of each loss term, in place of the stage's own.
         freeze_norms: Leave the statistics of batch norms as they are.
         sync_norms: Let batch norms see the batches of all processes; on GPUs.
+        dropout: Leave units out as the student's configuration says. Then gradients depend on how a
+            batch is shared out among processes and steps of accumulation.
         norm_learning_rate: Factor of the learning rate for weights of norms and biases.
         trunk_learning_rate: Factor of the learning rate for the trunk.
         ema_decay: Share of the old in the moving average of weights that is saved at the end and
@@ -47,6 +49,7 @@ class DistillationArguments(TrainingArguments):
     sync_norms: bool = field(
         default=False, metadata={"help": "Let batch norms see the batches of all processes."}
     )
+    dropout: bool = field(default=False, metadata={"help": "Use the configuration's dropout."})
     norm_learning_rate: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate for norms and biases."}
     )
@@ -68,8 +71,7 @@ class DistillationArguments(TrainingArguments):
     max_grad_norm: float = 1.0
     weight_decay: float = 0.05
     lr_scheduler_type: str = "cosine"
-    # In this order, since the parser of arguments looks at the second.
-    report_to: None | str | list[str] = "none"  # noqa: RUF036
+    report_to: list[str] = field(default_factory=lambda: ["none"])
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "loss_weights"]
 
@@ -121,7 +123,7 @@ def read_yaml(path: Path, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
-    """`["--a.b", "1", "--c.d=x"]` as names and texts; several values make a list."""
+    """`["--a.b", "1", "--c.d=x"]` as names and texts; several values make a list, as does none."""
     found: list[tuple[str, Any]] = []
     rest = list(flags)
     while rest:
@@ -132,8 +134,6 @@ def read_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
         values = [value] if has_value else []
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        if not values:
-            raise ValueError(f"--{name} has no value.")
         found.append((name, values[0] if len(values) == 1 else values))
     return found
 
@@ -144,23 +144,36 @@ def build(section: str, values: Mapping[str, Any], kind: Any) -> Any:
     for name in values:
         check_known(name, names, f"setting of {section}")
     parser = HfArgumentParser(kind, exit_on_error=False)
-    given = [word for name, value in values.items() for word in as_words(name, value)]
+    hints, given = get_type_hints(kind), []
+    for name, value in values.items():
+        if value is None and type(None) not in get_args(hints[name]):
+            raise ValueError(f"Section {section}: {name} has no value.")
+        if value is None or (value == [] and get_origin(hints[name]) is list):
+            parser.set_defaults(**{name: value})  # a command line has no words for it
+        else:
+            given += as_words(name, value)
     try:
         (result,) = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
-    except (argparse.ArgumentError, SystemExit) as error:
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Section {section}: {error.doc!r} is no JSON: {error}.") from error
+    except (argparse.ArgumentError, ValueError, SystemExit) as error:
         raise ValueError(f"Section {section}: {error}") from error
     return result
 
 
 def as_words(name: str, value: Any) -> list[str]:
-    """A setting as it would be written on a command line; none for nothing."""
-    if value is None or value == []:
-        return []
+    """A setting as it would be written on a command line."""
     if isinstance(value, list | tuple):
         return [f"--{name}", *(str(each) for each in value)]
     if isinstance(value, dict):
         return [f"--{name}", json.dumps(value)]
     return [f"--{name}", str(value)]
+
+
+def default_of(entry: Field) -> Any:
+    """The default of a field."""
+    factory: Any = entry.default_factory
+    return entry.default if factory is MISSING else factory()
 
 
 def check_known(name: str, known: Sequence[str], what: str) -> None:

@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -207,3 +209,23 @@ def picture_keys(sample: ImageSample | ClipSample) -> list[str]:
 def thumbnails(pixel_values: Tensor) -> Tensor:
     """Small copies (pictures, 3, side, side) by which it is seen whether pictures are the same."""
     return F.adaptive_avg_pool2d(pixel_values.float(), THUMBNAIL_SIDE).half()
+
+
+@contextmanager
+def alone_in(folder: Path, refusal: Exception) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder.
+
+    Args:
+        folder: Made if it is not there.
+        refusal: Raised if one is in it already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise refusal from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -38,6 +37,7 @@ from .cache_files import (
     MANIFEST,
     CacheError,
     Manifest,
+    alone_in,
     checksum,
     picture_keys,
     refuse_differences,
@@ -49,6 +49,7 @@ from .cache_files import (
 )
 from .codecs import Codec, CodecError, HalfCodec, Int8Codec, PcaFit, bytes_of, check_name
 from .codecs import codec_tensors as tensors_of
+from .in_batches import in_batches
 from .teacher import Teacher
 from .teacher_cache import TeacherCache, dataset_settings, load_codecs
 
@@ -127,7 +128,7 @@ class Shard:
     skipped: int = 0
 
 
-class PictureCollator:
+class CacheCollator:
     """Names and pixels of samples, and how many could not be read."""
 
     def __init__(self, image_processor: Any):
@@ -262,7 +263,7 @@ class CacheWriter:
     def first_features(self) -> tuple[dict[str, Tensor], int]:
         """Features of the first sample that can be read, and how many pictures it has."""
         for index in range(len(self.samples)):
-            _, pixels, _ = PictureCollator(self.image_processor)([self.samples[index]])
+            _, pixels, _ = CacheCollator(self.image_processor)([self.samples[index]])
             if pixels is not None:
                 return self.teacher.features(self.options.kind, pixels), len(pixels)
         raise CacheError(f"None of the {len(self.samples)} samples could be read.")
@@ -275,7 +276,7 @@ class CacheWriter:
         count = min(self.options.fit_samples, len(self.samples))
         chosen = [index * len(self.samples) // count for index in range(count)]
         fits = {part: PcaFit(tokens.shape[-1]) for part, tokens in features.items()}
-        batches = in_batches(chosen, self.options.batch_size)
+        batches = list(in_batches(chosen, self.options.batch_size))
         loader = self.loader(batches)
         for _, pixels, _ in tqdm(loader, "fitting", disable=not self.state.is_main_process):
             if pixels is None:
@@ -360,7 +361,7 @@ class CacheWriter:
         for number in numbers:
             start = number * self.manifest.samples_per_shard
             stop = min(start + self.manifest.samples_per_shard, len(self.samples))
-            batches += in_batches(list(range(start, stop)), self.options.batch_size)
+            batches += in_batches(range(start, stop), self.options.batch_size)
             ends[len(batches) - 1] = number
         total = sum(map(len, batches))
         written: Future | None = None
@@ -414,7 +415,7 @@ class CacheWriter:
         record = {
             "number": shard.number,
             "bytes": len(data),
-            "checksum": sha256(data),
+            "checksum": hashlib.sha256(data).hexdigest(),
             "skipped": shard.skipped,
             "pictures": shard.pictures,
             "errors": {part: asdict(error) for part, error in shard.errors.items()},
@@ -440,27 +441,16 @@ class CacheWriter:
             self.samples,  # pyright: ignore[reportArgumentType]  its __getitem__ may give None
             batch_sampler=batches,
             num_workers=min(self.options.num_workers, len(batches)),
-            collate_fn=PictureCollator(self.image_processor),
+            collate_fn=CacheCollator(self.image_processor),
         )
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep other runs out of the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.state.is_main_process:
-            yield
-            return
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CacheError(
-                f"Another process is writing the cache in {self.folder}. Wait for it, or stop it."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            return nullcontext()
+        refusal = f"Another process is writing the cache in {self.folder}. Wait for it, or stop it."
+        return alone_in(self.folder, CacheError(refusal))
 
 
 def pictures_of(sample: Any) -> list[Any]:
@@ -469,17 +459,3 @@ def pictures_of(sample: Any) -> list[Any]:
     if pictures is None or pictures[0] is None:
         raise ValueError(f"{sample.source_id} was read without pixels.")
     return pictures
-
-
-def in_batches(numbers: Sequence[int], size: int) -> list[list[int]]:
-    """Consecutive numbers, so many at a time.
-
-    >>> in_batches([1, 2, 3], 2)
-    [[1, 2], [3]]
-    """
-    return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 of bytes."""
-    return hashlib.sha256(data).hexdigest()

@@ -3,13 +3,12 @@
 collate = CachedTeacherFeatures(cache, ImageCollator(processor, augment=[flips()]))
 loader = DataLoader(samples, batch_size=16, num_workers=8, collate_fn=collate)
 for batch in loader:
-    features = cache.decode(move(batch["teacher_features"], device))
+    features = decoded(send_to_device(batch, device), cache)
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data.augmentations import Augmentations
@@ -24,7 +23,7 @@ class CachedTeacherFeatures:
     """A collator that adds to what another one gives what the cache has of its pictures.
 
     It runs in worker processes, on samples by number and on streams alike. What it adds is as small
-    as on disk, and goes to the device with the rest of the batch; there `decode` makes features of
+    as on disk, and goes to the device with the rest of the batch; there `decoded` makes features of
     it. The other collator's only change to pictures may be a flip, if flips are cached.
 
     Args:
@@ -48,25 +47,6 @@ class CachedTeacherFeatures:
         pixels: Tensor = batch["pixel_values"]
         batch[FEATURES] = self.cache.read(keys, pixels.reshape(-1, *pixels.shape[-3:]))
         return batch
-
-    def decode(
-        self,
-        batch: Mapping[str, Any],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ) -> dict[str, Tensor]:
-        """Tokens (pictures, tokens, channels) of each part, for a batch in the main process.
-
-        Args:
-            batch: What this collator gave.
-            dtype: Of the features.
-            device: Where to decode; None for where the batch is.
-        """
-        stored = {
-            part: {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-            for part, tensors in batch[FEATURES].items()
-        }
-        return self.cache.decode(stored, dtype)
 
 
 def decoded(inputs: Mapping[str, Any], cache: TeacherCache | None) -> dict[str, Tensor] | None:

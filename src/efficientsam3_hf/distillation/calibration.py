@@ -20,6 +20,8 @@ from .prompted_heads import scores_of
 logger = logging.getLogger(__name__)
 
 CANDIDATE = 0.02  # Score below which no calibration makes a detection of anything
+# Of a batch, what the concept model reads.
+INPUTS = ("pixel_values", "input_ids", "attention_mask", "image_indices")
 RIGHT = 0.5  # IoU with an instance from which on a detection is right
 
 
@@ -92,9 +94,8 @@ def collect(student: Family, batches: Iterable[Mapping[str, Any]]) -> tuple[Tens
     is_right: list[bool] = []
     highest: list[float] = []
     for inputs in batches:
-        tensors = {name: x.to(device) for name, x in inputs.items() if isinstance(x, Tensor)}
-        tensors.pop("valid", None)
-        outputs: Any = student.detector(**tensors, return_dict=True)
+        tensors = {name: inputs[name].to(device) for name in INPUTS if name in inputs}
+        outputs: Any = student(find, tensors)
         of_prompts = scores_of(outputs).cpu()
         truths = truths_of(inputs["labels"])
         for row, (label, truth) in enumerate(zip(inputs["labels"], truths, strict=True)):
@@ -115,6 +116,11 @@ def collect(student: Family, batches: Iterable[Mapping[str, Any]]) -> tuple[Tens
             "among them, or train longer."
         )
     return torch.tensor(scores), torch.tensor(is_right), torch.tensor(highest)
+
+
+def find(family: Family, inputs: Mapping[str, Tensor]) -> Any:
+    """What the concept model answers."""
+    return family.detector(**inputs, return_dict=True)
 
 
 def rightness(masks: np.ndarray, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ All of it depends on seed, step and the name of the clip, and not on what else i
 Places are relative to the picture, from 0 to 1, until `to_pixels`.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.augmentations import generator_named
 from ..models.clip_forward import ClipPrompts, FramePrompt
 from .mask_losses import overlap
 
@@ -30,13 +30,11 @@ class PromptRules:
         shares: Of each of `KINDS`.
         corrections: Clicks that an object gets at most after its first prompt, each in a frame of
             its own; how many is drawn from 0 to this.
-        jitter: How far the corners of a box are moved at most, as a share of its sides.
     """
 
     most_objects: int | None = None
     shares: Sequence[float] = (0.0, 0.0, 1.0)
     corrections: int = 0
-    jitter: float = 0.0
 
 
 @dataclass
@@ -97,8 +95,7 @@ def make_plan(
 def generator_of(label: Mapping[str, Any], *moment: int | str) -> np.random.Generator:
     """Random numbers of a clip at a moment."""
     name = "/".join(map(str, (*moment, label["source_id"], label["frame_indices"][0])))
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
+    return generator_named(name)
 
 
 def ask(
@@ -133,6 +130,11 @@ def first_prompts(
 
     Where nothing at all is asked for, one object is pretended that counts nowhere: so every batch
     takes the same way through the model.
+
+    Args:
+        plan: Of the batch.
+        labels: Of its clips.
+        jitter: How far the corners of a box are moved at most, as a share of its sides.
     """
     prompts = []
     for row, clip, asked in plan.rows():

@@ -150,9 +150,9 @@ class CodecError:
         decoded, features = decoded.float(), features.float()
         cosines = torch.cosine_similarity(decoded, features, dim=-1)
         return cls(
-            squared_error=(decoded - features).square().sum(dtype=torch.float64).item(),
-            squared=features.square().sum(dtype=torch.float64).item(),
-            cosine=cosines.sum(dtype=torch.float64).item(),
+            squared_error=(decoded - features).square().sum().item(),
+            squared=features.square().sum().item(),
+            cosine=cosines.sum().item(),
             tokens=cosines.numel(),
         )
 

@@ -12,6 +12,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3ImageSegmentationOutput
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.score_calibration import calibrate_scores
 from ..visualize import draw_instances
+from .pictures import to_picture
 from .prompted_heads import scores_of
 
 Found = tuple[np.ndarray, np.ndarray]  # masks (instances, height, width), scores (instances,)
@@ -57,12 +58,13 @@ def truths_of(labels: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
 def draw_concepts(inputs: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Image.Image]:
     """For each prompt of a batch, what is there (left) and what was found."""
     pictures: dict[str, Image.Image] = {}
-    for label, truth, (masks, scores) in zip(
-        inputs["labels"], truths_of(inputs["labels"]), found, strict=True
+    labels = inputs["labels"]
+    for number, (label, truth, (masks, scores)) in enumerate(
+        zip(labels, truths_of(labels), found, strict=True)
     ):
         # The processor's mean and standard deviation are both one half.
-        pixels = (inputs["pixel_values"][label["image"]].float().cpu() * 0.5 + 0.5).clamp(0, 1)
-        image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+        pixels = inputs["pixel_values"][label["image"]].float() * 0.5 + 0.5
+        image = to_picture(pixels.movedim(0, -1))
         image = image.resize(truth.shape[:0:-1])  # (width, height) of the masks
         panels = [
             draw_instances(image, truth),
@@ -71,7 +73,7 @@ def draw_concepts(inputs: Mapping[str, Any], found: Sequence[Found]) -> dict[str
         picture = Image.new("RGB", (sum(each.width for each in panels), panels[0].height))
         for place, panel in enumerate(panels):
             picture.paste(panel, (place * panel.width, 0))
-        pictures[f"{label['image']} {label['phrase']}"] = picture
+        pictures[f"{label['image']}-{number} {label['phrase']}"] = picture
     return pictures
 
 

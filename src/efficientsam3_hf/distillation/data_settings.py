@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
@@ -20,8 +20,6 @@ from ..data.sav import SavFolders, SavVideos
 from ..data.synthetic import Clips, Scenes
 from ..data.video_folders import Davis2017, Lvos, Mose, YoutubeVos
 from .arguments import check_known, option
-
-AUGMENT = ("none", "flip", "all")
 
 
 @dataclass
@@ -42,7 +40,7 @@ class DataSettings:
         False, "saco: its annotations are of photographs as the camera was held."
     )
     tars: str = option("*.tar", "Which of SA-1B's tars, as a pattern.")
-    masklets: str = option("manual", "Which of SA-V's: manual, auto or both.")
+    masklets: Literal["manual", "auto", "both"] = option("manual", "Which of SA-V's.")
     captions: str | None = option(
         None, "SA-1B: which caption to ask for, such as label_5. Texts: the column of the captions."
     )
@@ -53,12 +51,12 @@ class DataSettings:
     subset_seed: int = option(0, "Another one chooses another share.")
     limit: int | None = option(None, "Take only so many, the first ones.")
     streaming: bool = option(False, "Read files from beginning to end, as far away ones must be.")
-    on_error: str = option("skip", "What to do with what cannot be used: skip or raise.")
-    broken_list: str | None = option(None, "File for the list of what was skipped.")
+    on_error: Literal["skip", "raise"] = option("skip", "What to do with what cannot be used.")
+    broken_list: str | None = option(None, "File for the list of what was skipped in training.")
     least_side: int | None = option(None, "Pictures may be decoded smaller, down to this side.")
 
-    augment: str = option(
-        "all", "none; flip, the only change that a cache of features allows; or all."
+    augment: Literal["none", "flip", "all"] = option(
+        "all", "Changes to pictures. A cache of features allows flips alone."
     )
     scale: list[float] = field(
         default_factory=lambda: [0.7, 1.4],
@@ -69,8 +67,8 @@ class DataSettings:
     negatives: int = option(2, "Most phrases of an image that name nothing.")
     clip_length: int = option(8, "Frames of a clip: in a cut of a video, or in a synthetic one.")
     clip_step: int = option(1, "2 takes every second frame, and so on.")
-    clip_place: str = option(
-        "random", "Where a cut begins: random, another in each epoch; or start, as in a cache."
+    clip_place: Literal["random", "start"] = option(
+        "random", "Where a cut begins: at another place in each epoch, or as in a cache."
     )
 
     eval_format: str | None = option(None, "Evaluation: its format.")
@@ -83,12 +81,16 @@ class DataSettings:
     eval_limit: int | None = option(None, "Evaluation: take only so many.")
 
     def __post_init__(self):
-        if self.augment not in AUGMENT:
-            raise ValueError(f"augment={self.augment!r} is none of {', '.join(AUGMENT)}.")
         if len(self.scale) != 2:
             raise ValueError(f"scale={self.scale} must be two numbers, the least and the greatest.")
         if self.streaming and self.limit:
             raise ValueError("limit needs records by number: with streaming, choose a fraction.")
+
+    def check_format(self, kind: str) -> None:
+        """Raise if samples of a kind, a key of `FORMATS`, do not come in this format."""
+        for each in (self, self.for_evaluation()):
+            if each is not None:
+                check_known(each.format, list(FORMATS[kind]), f"format of {kind}")
 
     def for_evaluation(self) -> "DataSettings | None":
         """The settings of the dataset to evaluate on, if there is one."""
@@ -103,6 +105,7 @@ class DataSettings:
         if "format" in own:  # what belongs to the other format
             own = {"annotations": None, "images": None, **own}
         whole = {"fraction": None, "limit": None, "streaming": False, "augment": "none"}
+        whole |= {"broken_list": None}  # which is of what is learned from
         return replace(self, **{**whole, **own})
 
     def augmentations(self, seed: int) -> list[Augmentations]:
@@ -132,7 +135,7 @@ def coco_images(reader: type[CocoImages], data: DataSettings) -> CocoImages:
         data.split,
         annotations=data.annotations,
         images=data.images,
-        negatives=data.negatives,
+        negatives="all",  # `ChooseQueries` takes some of them, others in each epoch
         least_size=data.least_size,
     )
 
@@ -208,7 +211,7 @@ def load_samples(data: DataSettings, kind: str, seed: int = 0) -> Any:
         kind: What samples are: a key of `FORMATS`. "pictures" are images without annotations.
         seed: Of the order of a stream.
     """
-    check_known(data.format, list(FORMATS[kind]), f"format of {kind}")
+    data.check_format(kind)
     source = FORMATS[kind][data.format](data)
     if not isinstance(source, Reader):
         return source

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+from .family import placed_as
 
 EMA_FILE = "ema.safetensors"
 
@@ -43,14 +46,24 @@ class MovingAverage(TrainerCallback):
         """Take a step towards the weights."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         followed = self.followed()
-        averages = [self.weights[name].to(tensor.device) for name, tensor in followed.items()]
+        averages = [placed_as(self.weights[name], tensor) for name, tensor in followed.items()]
         self.weights = dict(zip(followed, averages, strict=True))
-        torch._foreach_lerp_(averages, [each.detach() for each in followed.values()], 1 - decay)
+        own = [own_part(each) for each in averages]
+        targets = [
+            own_part(each.detach()).to(mine)
+            for each, mine in zip(followed.values(), own, strict=True)
+        ]
+        torch._foreach_lerp_(own, targets, 1 - decay)
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the average beside a checkpoint."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.weights.items()}
-        save_file(tensors, os.path.join(folder, EMA_FILE))
+    def save(self, folder: str | os.PathLike, is_writer: bool = True) -> None:
+        """Write the average beside a checkpoint. All processes take part, and one writes."""
+        tensors = {
+            name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in self.weights.items()
+        }
+        if is_writer:
+            tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(tensors, os.path.join(folder, EMA_FILE))
 
     def load(self, folder: str | os.PathLike) -> None:
         """Go on with the average that lies beside a checkpoint."""
@@ -64,3 +77,8 @@ class MovingAverage(TrainerCallback):
         if stored.keys() != self.weights.keys():
             raise ValueError(f"{path} averages other weights than those that are trained now.")
         self.weights = stored
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: all of it, unless it is shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

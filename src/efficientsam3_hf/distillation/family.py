@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
@@ -98,17 +100,35 @@ class Family(nn.Module):
         family.name_or_path = os.fspath(folder)
         return family
 
-    def save(self, folder: str | os.PathLike, weights: Mapping[str, Tensor] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | os.PathLike,
+        weights: Mapping[str, Tensor] | None = None,
+        repo_id: str | None = None,
+    ) -> Path:
         """Write the folder of the whole: configuration, weights, processor, card.
 
         Args:
             folder: Where to.
             weights: In place of the module's own, under its names; as FSDP gathers them.
+            repo_id: Where the folder goes on the Hub, for the card.
         """
-        if weights is None:
-            return zoo.save(self.detector.config, folder, self.detector, self.tracker)
-        with self.holding(weights):
-            return zoo.save(self.detector.config, folder, self.detector, self.tracker)
+        whole = self if weights is None else self.carrying(weights)
+        return zoo.save(whole.configuration, folder, whole.detector, whole.tracker, repo_id)
+
+    def carrying(self, weights: Mapping[str, Tensor]) -> "Family":
+        """A family that has other weights, and takes no memory besides: it computes nothing.
+
+        Args:
+            weights: All of them, under the module's own names.
+        """
+        kind: Any = EfficientSam3TrackerVideoModel if self.has_video else EfficientSam3TrackerModel
+        with torch.device("meta"):
+            detector = EfficientSam3Model(self.detector.config)
+            tracker = None if self.tracker is None else kind(self.tracker.config)
+        family = Family(detector, tracker)
+        family.load_state_dict(weights, assign=True)
+        return family
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Take over the weights of a folder that `save` wrote."""
@@ -116,9 +136,22 @@ class Family(nn.Module):
         for path in sorted(Path(folder).glob("*.safetensors")):
             if path.name.startswith("model"):
                 stored |= load_file(path)
-        self.detector.load_state_dict(detector_weights(stored))
+        weights = {f"detector.{name}": each for name, each in detector_weights(stored).items()}
         if self.tracker is not None:
-            self.tracker.load_state_dict(tracker_weights(stored))
+            own = tracker_weights(stored)
+            weights |= {f"tracker.{name}": each for name, each in own.items()}
+        self.take(weights)
+
+    def take(self, weights: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Take over weights, given whole, of which this process may have a part only.
+
+        Args:
+            weights: Under the module's own names.
+            strict: Whether these must be all.
+        """
+        held = self.state_dict()
+        placed = {name: placed_as(each, held.get(name, each)) for name, each in weights.items()}
+        self.load_state_dict(placed, strict)
 
     def holding(self, weights: Mapping[str, Tensor]) -> "HeldWeights":
         """Within it, the module has other weights, given under its own names."""
@@ -251,11 +284,20 @@ class HeldWeights:
     def __enter__(self) -> Family:
         held = self.family.state_dict()
         self.own = {name: held[name].detach().clone() for name in self.weights}
-        self.family.load_state_dict(self.weights, strict=False)
+        self.family.take(self.weights, strict=False)
         return self.family
 
     def __exit__(self, *error: object) -> None:
-        self.family.load_state_dict(self.own, strict=False)
+        self.family.take(self.own, strict=False)
+
+
+def placed_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor where another lies; shared out among processes if the other is."""
+    tensor = tensor.to(other.device)
+    if isinstance(other, DTensor) and not isinstance(tensor, DTensor):
+        # Each process has the whole, and cuts its own part out.
+        return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+    return tensor
 
 
 def is_unread(family: Family, name: str) -> bool:

@@ -30,7 +30,7 @@ from .folder_stages import (
     show_nothing,
     steps_of,
 )
-from .launch import Run, StudentSettings, concept_config, make_run, student_config
+from .launch import Run, StudentSettings, detector_config, make_run, student_config
 from .teacher import Teacher, load_teacher, own_settings
 from .teacher_labels import LabelFolder, Labeller
 
@@ -143,13 +143,13 @@ class FolderFacts:
     @cached_property
     def stages(self) -> list[str]:
         """The stages that the student needs."""
-        teacher = concept_config(self.teacher)
+        teacher = detector_config(self.teacher)
         return choose_stages(self.student_config, teacher, self.settings.prompts)
 
     @cached_property
     def cacheable(self) -> list[str]:
         """Those that can take the teacher's features from disk."""
-        teacher = concept_config(self.teacher)
+        teacher = detector_config(self.teacher)
         return [each for each in self.stages if can_be_cached(each, self.student_config, teacher)]
 
     @cached_property
@@ -309,6 +309,8 @@ class FolderFacts:
                 "data": self.data_of(stage),
                 "training": self.training_of(stage),
             }
+            if stage == "stage3_concepts":
+                sections["calibration"] = {"share": 0}  # done at the end, on pictures of its own
             for section, own in self.settings.overrides.get(stage, {}).items():
                 sections[section] = {**sections.get(section, {}), **own}
             run = make_run(sections)
@@ -327,7 +329,7 @@ class FolderFacts:
         asked = [self.labels.phrases_of(name) for name in self.names]
         hashes = {n: v for n, v in self.teacher.hashes.items() if n.startswith("detector.")}
         return {
-            "teacher": digest([hashes, own_settings(concept_config(self.teacher))]),
+            "teacher": digest([hashes, own_settings(detector_config(self.teacher))]),
             "precision": str(self.teacher.dtype).removeprefix("torch."),
             "phrases": digest(asked),
             "pictures": digest(self.names),

@@ -19,10 +19,10 @@ from ..data.saco import SacoImages
 from ..evaluation.report import write_hub_record
 from ..hub.model_card import write_model_card
 from ..hub.results import RESULTS_FILE, read_training, write_training
-from .cache_writer import in_batches
 from .calibration import calibrate
 from .family import Family
 from .folder_stages import Show
+from .in_batches import in_batches
 
 PROMPTS_AT_ONCE = 16
 

@@ -31,7 +31,7 @@ class Recipe:
         epochs: Times that each picture, or phrase, is looked at,
         least_steps: but no fewer steps of the optimiser than these,
         most_steps: and no more than these.
-        training: Settings of its section `training`.
+        training: Settings of its section `training`, beside the stage's own defaults.
     """
 
     epochs: float
@@ -42,15 +42,10 @@ class Recipe:
 
 AVERAGED = {"ema_decay": 0.999, "warmup_steps": 0.05}
 RECIPES = {
-    "stage1_image": Recipe(
-        30,
-        500,
-        30_000,
-        {"learning_rate": 1e-3, "trunk_learning_rate": 0.5, "max_grad_norm": 5.0, **AVERAGED},
-    ),
-    "stage1_text": Recipe(100, 500, 20_000, {"learning_rate": 1.25e-3, **AVERAGED}),
-    "stage1_prompts": Recipe(10, 200, 10_000, {"learning_rate": 1e-4, **AVERAGED}),
-    "stage3_concepts": Recipe(20, 500, 30_000, {"learning_rate": 1e-4, **AVERAGED}),
+    "stage1_image": Recipe(30, 500, 30_000, {**AVERAGED, "trunk_learning_rate": 0.5}),
+    "stage1_text": Recipe(100, 500, 20_000, {**AVERAGED, "warmup_steps": 0.1}),
+    "stage1_prompts": Recipe(10, 200, 10_000, AVERAGED),
+    "stage3_concepts": Recipe(20, 500, 30_000, {**AVERAGED, "trunk_learning_rate": 0.5}),
 }
 TEXT_BATCH = 256
 
@@ -129,10 +124,11 @@ class StageFolder:
         if not self.record:
             return
         before, now = self.record["settings"], json.loads(json.dumps(settings))
+        gone = [name for name in before if name not in now and "." in name]  # of a section
         lines = [
-            f"  {name}: {before.get(name)!r} then, {now[name]!r} now"
-            for name in now
-            if before.get(name) != now[name]
+            f"  {name}: {before.get(name, 'default')!r} then, {now.get(name, 'default')!r} now"
+            for name in [*now, *gone]
+            if before.get(name) != now.get(name)
         ]
         if lines:
             raise ValueError(

@@ -9,21 +9,30 @@ A stage is a row of `STAGES`. The sections of a configuration are those of `SECT
 import logging
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from torch.utils.data import Subset
 from transformers import AutoConfig, TrainingArguments, set_seed
 
 from .. import zoo
 from ..data.augmentations import ChooseInstances, ChooseQueries
 from ..data.collators import ClipCollator, ImageCollator, PhraseCollator, PictureCollator
 from ..data.images_with_clips import ImagesWithClips, ImagesWithClipsCollator
+from ..data.loading import SampleStream, WithoutGaps
 from ..models.configuration_efficientsam3 import EfficientSam3Config
 from ..models.processing_efficientsam3 import EfficientSam3Processor
 from ..tokenizer import build_tokenizer
-from .arguments import DistillationArguments, build, check_known, option, read_values
+from .arguments import (
+    DistillationArguments,
+    build,
+    check_known,
+    default_of,
+    option,
+    read_values,
+)
 from .cached_features import CachedTeacherFeatures
 from .data_settings import DataSettings, load_samples
 from .family import Family, new_student
@@ -33,7 +42,7 @@ from .stage1_text import TextDistillationArguments, TextDistillationTrainer
 from .stage2_memory import MemoryDistillationArguments, MemoryDistillationTrainer
 from .stage3_concepts import ConceptTrainer, ConceptTrainingArguments
 from .stage3_joint import JointTrainer, JointTrainingArguments
-from .teacher import Teacher, load_teacher
+from .teacher import Teacher, load_teacher, loading_whole
 from .teacher_cache import TeacherCache
 from .trainer import DistillationTrainer
 
@@ -61,9 +70,8 @@ class StudentSettings:
     pretrained_trunk: bool = option(
         True, "A new student's trunk starts from timm's ImageNet weights, not at random."
     )
-    memory: str | None = option(
-        None,
-        "A new student's memory of videos, perceiver or dense, other than its configuration's.",
+    memory: Literal["perceiver", "dense"] | None = option(
+        None, "A new student's memory of videos, other than its configuration's."
     )
     image_size: int | None = option(None, "A new student's side of images in pixels.")
 
@@ -73,13 +81,34 @@ class TeacherSettings:
     """What is learned from. `teacher: NAME` is enough where the rest stays as it is."""
 
     name: str = option("facebook/sam3", "A SAM 3: a folder, or a name on the Hub.")
-    dtype: str = option("bfloat16", "Precision it runs in: float32, bfloat16 or float16.")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "Precision it runs in.")
     tracker: bool = option(True, "Load its tracker, too; false for a teacher without one.")
     compile: bool = option(False, "Compile its trunk with torch.compile.")
     cache: str | None = option(
         None, "Folder of its features, as `efficientsam3 cache-teacher` writes them."
     )
     clip_cache: str | None = option(None, "Those of the section clips.")
+
+
+@dataclass
+class CalibrationSettings:
+    """What is done at the end of stage 3 to the scores: a temperature and a bias, found by data.
+
+    Where there is nothing to evaluate on, nothing is done.
+    """
+
+    share: float = option(
+        0.2,
+        "Share of the images to evaluate on that is taken for it, and never evaluated on; 0 leaves "
+        "scores as they are.",
+    )
+    most_false_positives: float = option(
+        0.02, "Largest share of phrases that name nothing for which something may be found."
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share={self.share} must be at least 0 and less than 1.")
 
 
 @dataclass(frozen=True)
@@ -93,6 +122,7 @@ class Stage:
         collator: Makes the collator, given the run and whether it is for training, when samples
             are augmented, or for evaluation.
         with_clips: Whether it learns from the clips of the section `clips`, too.
+        calibrates: Whether the scores of its student are calibrated at the end.
     """
 
     arguments: type[DistillationArguments]
@@ -100,6 +130,7 @@ class Stage:
     samples: str
     collator: Callable[["Run", bool], Any]
     with_clips: bool = False
+    calibrates: bool = False
 
 
 def collate_pictures(run: "Run", training: bool) -> Any:
@@ -124,6 +155,7 @@ def collate_prompted(run: "Run", training: bool) -> Any:
         run.processor,
         augment=[*choices, *(run.augmentations if training else [])],
         teacher_processor=run.teacher_processor.image_processor,
+        gives_valid=training and run.data.augment == "all",
     )
     return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
 
@@ -135,13 +167,14 @@ def collate_concepts(run: "Run", training: bool) -> Any:
         run.processor,
         augment=[choice, *(run.augmentations if training else [])],
         teacher_processor=run.teacher_processor.image_processor,
+        gives_valid=training and run.data.augment == "all",
     )
     return CachedTeacherFeatures(run.cache, collate) if training and run.cache else collate
 
 
 def collate_phrases(run: "Run", training: bool) -> PhraseCollator:
     """Token ids, cut to the shorter context of student and teacher."""
-    configs = (run.student.configuration, concept_config(run.teacher))
+    configs = (run.student.configuration, detector_config(run.teacher))
     tokenizer = build_tokenizer(
         min(config.context_length for config in configs), run.student.configuration.words
     )
@@ -186,13 +219,16 @@ STAGES = {
     "stage2_memory": Stage(
         MemoryDistillationArguments, MemoryDistillationTrainer, "clips", collate_clips
     ),
-    "stage3_concepts": Stage(ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts),
+    "stage3_concepts": Stage(
+        ConceptTrainingArguments, ConceptTrainer, "images", collate_concepts, calibrates=True
+    ),
     "stage3_joint": Stage(
         JointTrainingArguments,
         JointTrainer,
         "images",
         collate_images_with_clips,
         with_clips=True,
+        calibrates=True,
     ),
 }
 
@@ -203,6 +239,7 @@ SECTIONS = {
     "data": DataSettings,
     "clips": DataSettings,  # of a stage that has both
     "training": DistillationArguments,  # or the stage's own
+    "calibration": CalibrationSettings,  # of a stage that has it
 }
 
 
@@ -216,6 +253,7 @@ class Run:
     data: DataSettings
     clips: DataSettings
     training: DistillationArguments
+    calibration: CalibrationSettings
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -257,19 +295,21 @@ class Run:
         """A new student, or the one that goes on."""
         settings = self.student_settings
         if self.parent is not None:
-            return Family.load(settings.name)
+            with loading_whole():  # who shards it does so later
+                return Family.load(settings.name)
         config = student_config(settings)
         if not self.teacher_settings.tracker:
             config.tracker_config = config.tracker_video_config = None
         has_trunk = config.vision_config.model_type == "efficientsam3_vision"
         set_seed(self.training.seed)  # for what starts at random
         # Out of the files: the weights of `self.teacher` are rounded to its precision.
-        return new_student(
-            self.teacher_settings.name,
-            config,
-            has_trunk and settings.pretrained_trunk,
-            settings.memory,
-        )
+        with loading_whole():
+            return new_student(
+                self.teacher_settings.name,
+                config,
+                has_trunk and settings.pretrained_trunk,
+                settings.memory,
+            )
 
     @property
     def parent(self) -> str | None:
@@ -285,7 +325,7 @@ class Run:
     @cached_property
     def teacher_processor(self) -> EfficientSam3Processor:
         """The teacher's."""
-        return zoo.processor(concept_config(self.teacher))
+        return zoo.processor(detector_config(self.teacher))
 
     @property
     def augmentations(self) -> list:
@@ -315,24 +355,53 @@ class Run:
         settings: Any = self.training
         samples = load_samples(self.data, self.stage.samples, settings.seed)
         if not self.stage.with_clips:
-            return samples
+            return samples if isinstance(samples, SampleStream) else WithoutGaps(samples)
         clips = load_samples(self.clips, "clips", settings.seed)
         return ImagesWithClips(samples, clips, settings.images_per_clip, settings.seed)
 
     @property
     def eval_dataset(self) -> Any:
         """What the student is evaluated on, images and clips apart; None for nothing."""
-        samples = load_evaluation(self.data, self.stage.samples)
+        _, samples = self.held_out
         if not self.stage.with_clips:
             return samples
         both = {"images": samples, "clips": load_evaluation(self.clips, "clips")}
         return {name: each for name, each in both.items() if each is not None} or None
 
+    @cached_property
+    def held_out(self) -> tuple[Any, Any]:
+        """What scores are calibrated on and what is evaluated on, apart; None for nothing."""
+        samples = load_evaluation(self.data, self.stage.samples)
+        share = self.calibration.share if self.stage.calibrates else 0.0
+        if samples is None or not share:
+            return None, samples
+        # Each so-and-so-many-th, and the rest.
+        is_taken = [int((n + 1) * share) > int(n * share) for n in range(len(samples))]
+        taken = [number for number, is_one in enumerate(is_taken) if is_one]
+        left = [number for number, is_one in enumerate(is_taken) if not is_one]
+        return Subset(samples, taken) if taken else None, Subset(samples, left)
+
+    def calibrate(self) -> None:
+        """Set the scores of the student right, or say why they are left as they are."""
+        samples, _ = self.held_out
+        trainer: Any = self.trainer
+        if samples is None:
+            logger.warning(
+                "Scores are not calibrated: calibration.share of the images to evaluate on is none."
+            )
+            return
+        try:
+            trainer.calibrate(samples, self.calibration.most_false_positives)
+        except ValueError as error:  # a student that is always right, or never
+            logger.warning("Scores are not calibrated. %s", error)
+
     def train(self) -> None:
         """Train, keep the student, evaluate it, and push it if that was asked for."""
         trainer = self.trainer
         trainer.train(resume_from_checkpoint=resume_point(self.training))
-        trainer.save_model()
+        if self.stage.calibrates:
+            self.calibrate()
+        trainer.save_model(_internal_call=True)  # pushed below, once
         trainer.save_state()
         if trainer.eval_dataset is not None:
             metrics = trainer.evaluate()
@@ -356,21 +425,30 @@ def make_run(values: Mapping[str, Mapping[str, Any]]) -> Run:
     """A run out of the settings of each section, as they were written; a section may be missing."""
     values = {**{section: {} for section in SECTIONS}, **values}
     name = build("stage", values["stage"], StageSettings).name
+    if not name:
+        raise ValueError(f"Say what to do: stage is one of {', '.join(STAGES)}.")
     check_known(name, list(STAGES), "stage")
     stage = STAGES[name]
     if values["clips"] and not stage.with_clips:
         raise ValueError(f"{name} has no section clips: what it learns from is its section data.")
+    if values["calibration"] and not stage.calibrates:
+        raise ValueError(f"{name} has no section calibration: that is done after stage 3.")
     student = build("student", values["student"], StudentSettings)
     if not student.name:
         raise ValueError("Say what to train: student.name is a variant of the zoo or a folder.")
-    return Run(
+    run = Run(
         stage,
         student,
         build("teacher", values["teacher"], TeacherSettings),
         build("data", values["data"], DataSettings),
         build("clips", values["clips"], DataSettings),
         build("training", values["training"], stage.arguments),
+        build("calibration", values["calibration"], CalibrationSettings),
     )
+    run.data.check_format(stage.samples)
+    if stage.with_clips:
+        run.clips.check_format("clips")
+    return run
 
 
 def load_evaluation(data: DataSettings, kind: str) -> Any:
@@ -397,7 +475,7 @@ def is_empty(name: str) -> bool:
     return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
-def concept_config(teacher: Teacher) -> EfficientSam3Config:
+def detector_config(teacher: Teacher) -> EfficientSam3Config:
     """The configuration of the teacher's concept model."""
     if teacher.detector is None:
         raise ValueError(f"{teacher.name} is a tracker alone: give a SAM 3 with its detector.")
@@ -422,7 +500,8 @@ def explain(stage: str | None = None) -> str:
         stage: Whose `training` section to show; None for what all stages share.
     """
     sections = {**SECTIONS}
-    if stage in STAGES:
+    if stage is not None:
+        check_known(stage, list(STAGES), "stage")
         sections["training"] = STAGES[stage].arguments
     lines = [f"Stages: {', '.join(STAGES)}."]
     for name, kind in sections.items():
@@ -431,16 +510,20 @@ def explain(stage: str | None = None) -> str:
             lines += ["", "clips: The same settings as data, for clips beside images."]
             continue
         lines += ["", f"{name}: {summary}"]
-        inherited = {each.name for each in fields(TrainingArguments)}
+        inherited = {each.name: default_of(each) for each in fields(TrainingArguments)}
+        hints = get_type_hints(kind)
         for entry in fields(kind):
-            if name == "training" and entry.name in inherited:
+            default = default_of(entry)
+            if name == "training" and default == inherited.get(entry.name, MISSING):
                 continue
-            text = f"--{name}.{entry.name} ({default_of(entry)!r})  {entry.metadata.get('help')}"
+            text = f"--{name}.{entry.name} ({default!r})  {entry.metadata.get('help', '')}"
+            if choices := choices_of(hints[entry.name]):
+                text += f" One of {', '.join(choices)}."
             lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
     lines += [
         "",
-        "In the section training, too: every argument of transformers' TrainingArguments, such as",
-        "  output_dir, learning_rate, num_train_epochs, max_steps, per_device_train_batch_size,",
+        "In the section training, too: all other arguments of transformers' TrainingArguments, as",
+        "  output_dir, num_train_epochs, max_steps, per_device_train_batch_size,",
         "  gradient_accumulation_steps, bf16, torch_compile, save_steps, eval_strategy, report_to,",
         "  dataloader_num_workers, resume_from_checkpoint (a folder, or true for the last one),",
         "  push_to_hub, hub_model_id.",
@@ -448,7 +531,11 @@ def explain(stage: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def default_of(entry: Field) -> Any:
-    """The default of a field."""
-    factory: Any = entry.default_factory
-    return entry.default if factory is MISSING else factory()
+def choices_of(hint: Any) -> list[str]:
+    """The values that a type allows, if it names them.
+
+    >>> choices_of(Literal["perceiver", "dense"] | None)
+    ['perceiver', 'dense']
+    """
+    kinds = [hint, *get_args(hint)]
+    return [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]

@@ -16,17 +16,14 @@ after any interruption, it goes on where it stopped. On disk:
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..data.loading import Samples
 from ..data.phrases import write_phrases
-from .cache_files import INDEX, write_json
+from .cache_files import INDEX, alone_in, write_json
 from .cache_writer import CacheOptions, CacheWriter
 from .data_settings import DataSettings, load_samples
 from .folder_facts import DECISIONS, FolderFacts, digest, free_bytes
@@ -121,24 +118,12 @@ class FolderJob(FolderFacts):
                 self.train(stage)
             return self.finish()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep other runs out of the folder."""
         if not self.state.is_main_process:
-            yield
-            return
-        self.work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.work / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"Another process works in {self.output}. Wait for it, or stop it."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            return nullcontext()
+        refusal = f"Another process works in {self.output}. Wait for it, or stop it."
+        return alone_in(self.work, ValueError(refusal))
 
     def check_stages(self) -> None:
         """Raise for the first part of the work that was begun otherwise, before anything is done.

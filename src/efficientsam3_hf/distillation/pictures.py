@@ -1,5 +1,6 @@
 """Pictures of what a student makes of the same few samples, on the way."""
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -57,7 +58,8 @@ class DrawPictures(TrainerCallback):
             return
         folder = Path(trainer.output_dir, "pictures", f"step-{step:06d}")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
+        for title, picture in pictures.items():
+            name = file_name(title)
             picture.save(folder / f"{name}.png")
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -71,6 +73,15 @@ def samples_of(dataset: Any) -> Iterator[Any]:
     if isinstance(dataset, IterableDataset):
         return iter(dataset)
     return (dataset[index] for index in range(len(dataset)))
+
+
+def file_name(title: str) -> str:
+    """A title without what no file's name may have, and no longer than one may be.
+
+    >>> file_name("0 salt/pepper shaker")
+    '0 salt pepper shaker'
+    """
+    return re.sub(r"[^\w.-]+", " ", title)[:60].strip()
 
 
 def draw_maps(pixel_values: Tensor, teacher: Tensor, student: Tensor) -> Image.Image:

@@ -122,9 +122,12 @@ def concept_losses(
         if name == "concept_presence":
             losses[name] = score_loss(*pairs.presence)
         elif name == "concept_score":
-            # By detection, for most of the many queries have nothing to say.
+            # By detection, for most of the many queries have nothing to say. A score is worth what
+            # presence lets through: SAM 3's own queries learned nothing of phrases that name
+            # nothing. So weighted, it is the divergence of scores given presence.
             counts = torch.bincount(pairs.row, minlength=len(pairs.presence[0])).clamp(min=1)
-            losses[name] = score_loss(*pairs.scores).sum(dim=1) / counts
+            is_there = pairs.presence[1][:, 0].float().sigmoid()
+            losses[name] = is_there * score_loss(*pairs.scores).sum(dim=1) / counts
         elif name == "concept_box":
             losses[name] = pairs.shares * F.l1_loss(*pairs.boxes, reduction="none").sum(dim=1)
         elif name == "concept_overlap":

@@ -141,12 +141,13 @@ def match_queries(
     # What is no number is left for the trainer to find in the loss.
     tables = np.nan_to_num(costs.cpu().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
     teacher_of = [
-        match_one_prompt(table, confident)
+        match_one_prompt(table, confident)  # pyright: ignore  torch's decorator has no types
         for table, confident in zip(tables, is_confident.cpu().numpy(), strict=True)
     ]
     return torch.from_numpy(np.stack(teacher_of)).to(boxes.device)
 
 
+@torch.compiler.disable  # scipy leaves torch anyway
 def match_one_prompt(costs: np.ndarray, is_confident: np.ndarray) -> np.ndarray:
     """The teacher's query of each of the student's, from costs (teacher's, student's)."""
     teacher_of = np.full(len(costs), -1)

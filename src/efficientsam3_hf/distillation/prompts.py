@@ -131,7 +131,7 @@ def read_objects(labels: Sequence[Mapping[str, Any]], num_images: int) -> Object
         torch.cat([label["boxes"], label["points"], label["is_crowd"][:, None].float()], dim=1)
         for label in labels
     ]
-    table = torch.cat(columns).double().cpu().numpy()  # in one copy
+    table = torch.cat(columns).cpu().double().numpy()  # in one copy
     centres, sizes, points, is_crowd = np.split(table, [2, 4, 6], axis=1)
     usable = np.flatnonzero((sizes > 0).all(axis=1) & (is_crowd[:, 0] == 0))
     label_of = np.repeat(np.arange(len(labels)), counts)[usable]

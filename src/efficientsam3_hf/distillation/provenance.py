@@ -2,12 +2,14 @@
 
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
-from .arguments import DistillationArguments
+from .arguments import DistillationArguments, default_of
 
 
 def name_of(teacher: Any) -> str:
@@ -37,3 +39,29 @@ def hardware(args: DistillationArguments) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
     return f"{args.world_size} x {args.device.type}"
+
+
+# Of the arguments that all trainings with transformers have, those that make a difference.
+TOLD = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
+
+
+def hyper_parameters(args: DistillationArguments) -> dict[str, Any]:
+    """What a training is repeated with; of the stage's own settings those that were changed."""
+    told = {name: getattr(args, name) for name in TOLD}
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    inherited = {each.name for each in fields(TrainingArguments)}
+    changed = {
+        each.name: getattr(args, each.name)
+        for each in fields(args)
+        if each.name not in inherited and getattr(args, each.name) != default_of(each)
+    }
+    values = {
+        **told,
+        "optimizer": args.optim,
+        "batch size": batch,
+        "precision": precision,
+        "seed": args.seed,
+        **changed,
+    }
+    return {name: str(value) for name, value in values.items()}

@@ -50,11 +50,13 @@ class ImageDistillationArguments(DistillationArguments):
         },
     )
 
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    max_grad_norm: float = 5.0
+
     def __post_init__(self):
         super().__post_init__()
-        unknown = sorted(set(self.targets) - set(TARGETS))
-        if unknown:
-            raise ValueError(f"targets={self.targets} must be some of {', '.join(TARGETS)}.")
+        check_targets(self.targets)
 
 
 class ImageDistillationTrainer(DistillationTrainer):
@@ -126,6 +128,12 @@ class ImageDistillationTrainer(DistillationTrainer):
         own = by_level(target_maps(student, batch["pixel_values"], self.targets))
         theirs = by_level(self.teacher_step(batch))
         return {level: draw_maps(batch["pixel_values"], theirs[level], own[level]) for level in own}
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Raise for places where nothing can be compared."""
+    if not set(targets) <= set(TARGETS):
+        raise ValueError(f"targets={targets} must be some of {', '.join(TARGETS)}.")
 
 
 def is_lateral(family: Family) -> bool:

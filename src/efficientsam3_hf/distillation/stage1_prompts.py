@@ -17,6 +17,7 @@ from transformers.models.sam3.modeling_sam3 import (
 from ..models.object_memory import FrameFeatures
 from ..models.prompts import VISUAL_PHRASE
 from ..tokenizer import build_tokenizer
+from .arguments import option
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import (
@@ -95,6 +96,12 @@ class PromptDistillationArguments(ImageDistillationArguments):
     match: str = field(default="hungarian", metadata={"help": f"One of {', '.join(MATCHES)}."})
     text: str = field(default="teacher", metadata={"help": f"One of {', '.join(TEXTS)}."})
     temperature: float = field(default=1.0, metadata={"help": "Softness of the teacher's masks."})
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    # Batches of few pictures say little of their statistics.
+    freeze_norms: bool = option(True, "Leave the statistics of batch norms as they are.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -40,6 +40,8 @@ class TextDistillationArguments(DistillationArguments):
         metadata={"help": "Phrases by which it is measured how much the teacher's channels vary."},
     )
 
+    learning_rate: float = 1.25e-3
+
 
 class TextDistillationTrainer(DistillationTrainer):
     """Trains the text tower on the distance of its tokens to the teacher's.

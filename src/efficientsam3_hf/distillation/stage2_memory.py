@@ -29,8 +29,6 @@ class MemoryDistillationArguments(DistillationArguments):
             `"truth"`, the latter in annotated frames only.
         forcing_share: Share of the steps over which the probability of that falls from 1 to 0.
         gradient_frames: Frames at the end of a clip that have gradients and count; None for all.
-        dropout: Leave out units of memory attention and Perceiver as their configuration says.
-            Then gradients depend on how a batch is shared out among processes.
         scored_prompt: With what objects begin in evaluation: `"point"`, `"box"` or `"mask"`.
     """
 
@@ -51,7 +49,6 @@ class MemoryDistillationArguments(DistillationArguments):
     gradient_frames: int | None = field(
         default=None, metadata={"help": "Frames at the end of a clip that have gradients."}
     )
-    dropout: bool = field(default=False, metadata={"help": "Use the configuration's dropout."})
     scored_prompt: Literal["point", "box", "mask"] = field(
         default="mask", metadata={"help": "With what objects begin in evaluation."}
     )
@@ -96,7 +93,6 @@ class MemoryDistillationTrainer(DistillationTrainer):
         self.units, self.weights = self.memory.units, self.memory.weights
         self.trained_parts = memory_parts(model)
         super().__init__(model, args, teacher, cache=cache, **kwargs)
-        model.drops_out = args.dropout
 
     def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
         """Clips, and objects in frames that count for something."""

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from transformers import TrainerCallback
 from transformers.models.sam3.modeling_sam3 import (
     Sam3ImageSegmentationOutput,
@@ -15,14 +16,18 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from ..evaluation import concept, units
+from ..hub.results import TrainingRecord
 from ..models.objective_config import ObjectiveConfig
+from ..models.prompts import VISUAL_PHRASE
 from ..tokenizer import build_tokenizer
-from .arguments import DistillationArguments
+from .arguments import DistillationArguments, option
+from .calibration import Calibration, calibrate
 from .concept_scores import detections_of, draw_concepts, truths_of
 from .family import Family
+from .feature_losses import valid_places
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
 from .prompted_heads import match_queries, scores_of
-from .stage1_image import TARGETS, check_cache, map_terms, seen_maps
+from .stage1_image import TARGETS, check_cache, check_targets, map_terms, seen_maps
 from .trainer import DistillationTrainer
 
 # Of the objective, those that are means over instances; the others are means over prompts.
@@ -55,11 +60,15 @@ class ConceptTrainingArguments(DistillationArguments):
     confidence: float = field(default=0.5, metadata={"help": "Least score of a detection."})
     temperature: float = field(default=1.0, metadata={"help": "Softness of the teacher's masks."})
 
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.1
+    # Batches of few pictures say little of their statistics.
+    freeze_norms: bool = option(True, "Leave the statistics of batch norms as they are.")
+
     def __post_init__(self):
         super().__post_init__()
-        unknown = sorted(set(self.targets) - set(TARGETS))
-        if unknown:
-            raise ValueError(f"targets={self.targets} must be some of {', '.join(TARGETS)}.")
+        check_targets(self.targets)
         if self.balance < 0 or not 0 <= self.balance_memory < 1:
             raise ValueError(
                 f"balance={self.balance} must not be negative, and balance_memory="
@@ -100,8 +109,12 @@ class ConceptTrainer(DistillationTrainer):
             args.targets = []
         self.units, self.weights = self.terms(model, args)
         super().__init__(model, args, teacher, **kwargs)
+        self.calibration: Calibration | None = None
         self.balancer = Balancer(self)
         self.add_callback(self.balancer)
+        if args.torch_compile:
+            backbone: Any = model.detector.vision_encoder.backbone
+            backbone.register_forward_hook(part_graph)
         if self.cache is not None:
             check_cache(self.cache, ["trunk"])
         if teacher is not None:  # which may read longer phrases than the student
@@ -152,13 +165,14 @@ class ConceptTrainer(DistillationTrainer):
             seen = teacher.see_again(tokens["trunk"])
         lesson = ConceptLesson(seen_maps(teacher, seen, self.args.targets))
         if self.wanted(CONCEPT_TERMS):
-            phrases = [label["phrase"] for label in inputs["labels"]]
+            asked = at_least_one(inputs)
+            phrases = [label["phrase"] for label in asked["labels"]]
             tokens = self.tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
             lesson.found = teacher.detector(
                 vision_embeds=seen,
                 input_ids=tokens["input_ids"].to(self.args.device),
                 attention_mask=tokens["attention_mask"].to(self.args.device),
-                image_indices=inputs.get("image_indices"),
+                image_indices=asked.get("image_indices"),
                 return_dict=True,
             )
         return lesson
@@ -171,30 +185,41 @@ class ConceptTrainer(DistillationTrainer):
         """The objective's terms, those of the teacher's answers, and those of its maps."""
         seen = student.see(inputs["pixel_values"])
         self.balancer.shared = shared_maps(seen)
+        asked = at_least_one(inputs)
         own: Any = student.detector(
             vision_embeds=seen,
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            image_indices=inputs.get("image_indices"),
-            labels=inputs["labels"],
+            input_ids=asked["input_ids"],
+            attention_mask=asked["attention_mask"],
+            image_indices=asked.get("image_indices"),
+            labels=asked["labels"],
             loss_counts={"boxes": 1, "prompts": 1},
             return_dict=True,
         )
         terms = dict(own.loss_dict)
         if targets.found is not None:
-            terms |= self.answer_terms(own, targets.found)
+            counts = float(len(inputs["labels"]) > 0)  # what is pretended counts nothing
+            answers = self.answer_terms(own, targets.found, inputs)
+            terms |= {name: counts * term for name, term in answers.items()}
         if targets.maps:
             maps = seen_maps(student, seen, self.args.targets)
             terms |= map_terms(maps, targets.maps, inputs.get("valid"))
         return terms
 
     def answer_terms(
-        self, own: Sam3ImageSegmentationOutput, theirs: Sam3ImageSegmentationOutput
+        self,
+        own: Sam3ImageSegmentationOutput,
+        theirs: Sam3ImageSegmentationOutput,
+        inputs: Mapping[str, Any],
     ) -> dict[str, Tensor]:
-        """How far the student's answers are from the teacher's, query by matched query."""
+        """How far the student's answers are from the teacher's, query by matched query.
+
+        The truth holds for a canvas that a picture leaves empty, too: there is nothing. What the
+        teacher says of it does not count.
+        """
         is_confident = scores_of(theirs) > self.args.confidence
         pairs = pair_answers(own, theirs, match_queries(own, theirs, is_confident), is_confident)
-        losses = concept_losses(self.wanted(CONCEPT_TERMS), pairs, self.args.temperature)
+        valid = masks_valid(inputs, theirs)
+        losses = concept_losses(self.wanted(CONCEPT_TERMS), pairs, self.args.temperature, valid)
         return {name: loss.sum() for name, loss in losses.items()}
 
     def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -213,6 +238,35 @@ class ConceptTrainer(DistillationTrainer):
     def load_extra_state(self, state: Mapping[str, float]) -> None:
         """Go on with it."""
         self.balancer.scale = state["balance"]
+
+    # What its scores are worth.
+
+    def calibrate(self, samples: Any, most_false_positives: float | None = 0.02) -> Calibration:
+        """Set temperature and bias of the scores of the student as it will be saved.
+
+        Each process looks at all samples, and finds the same.
+
+        Args:
+            samples: Images with phrases, on which it is not evaluated.
+            most_false_positives: As `calibration.calibrate` takes it.
+        """
+        collate: Any = self.eval_collator or self.data_collator
+        batches = self.loader(samples, self.args.eval_batch_size, collate)
+        images = (batch.get("images", batch) for batch in batches)
+        with self.averaged(), self.autocast_smart_context_manager():
+            self.calibration = calibrate(self.family, images, most_false_positives)
+        found = {"temperature": self.calibration.temperature, "bias": self.calibration.bias}
+        self.log({f"score_{name}": value for name, value in found.items()})
+        return self.calibration
+
+    def training_record(self) -> TrainingRecord:
+        """This stage, for the card, with what scores were calibrated by."""
+        record = super().training_record()
+        if self.calibration is None:
+            return record
+        temperature, bias = self.calibration.temperature, self.calibration.bias
+        told = {"score temperature": f"{temperature:.4g}", "score bias": f"{bias:.4g}"}
+        return replace(record, hyper_parameters={**record.hyper_parameters, **told})
 
     # How well it does.
 
@@ -237,11 +291,12 @@ class ConceptTrainer(DistillationTrainer):
 
     def answer(self, student: Family, inputs: Mapping[str, Any]) -> list[Any]:
         """Masks and scores of what the student finds for each prompt of a batch."""
+        asked = at_least_one(inputs)
         outputs = student.detector(
             pixel_values=inputs["pixel_values"],
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            image_indices=inputs.get("image_indices"),
+            input_ids=asked["input_ids"],
+            attention_mask=asked["attention_mask"],
+            image_indices=asked.get("image_indices"),
             return_dict=True,
         )
         sizes = [tuple(label["masks"].shape[-2:]) for label in inputs["labels"]]
@@ -262,9 +317,10 @@ class Balancer(TrainerCallback):
     def __init__(self, trainer: ConceptTrainer):
         self.trainer = trainer
         self.scale = 1.0
-        self.is_new = True
         self.shared: list[Tensor] = []
         self.squares = torch.zeros(2, dtype=torch.float64)
+        # A graph is gone through twice: what is compiled must not give buffers away the first time.
+        functorch_config.donated_buffer = False
 
     def look(self, terms: Mapping[str, Tensor]) -> None:
         """Add the gradients of a batch in the maps of the trunk."""
@@ -281,22 +337,61 @@ class Balancer(TrainerCallback):
                 gradients = torch.autograd.grad(
                     torch.stack(weighted).sum(), shared, retain_graph=True, allow_unused=True
                 )
-                squares = [each.double().square().sum() for each in gradients if each is not None]
+                squares = [each.float().square().sum() for each in gradients if each is not None]
                 self.squares[row] += float(sum(squares))
         self.shared = []
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Take a step towards the ratio of this step."""
-        accelerator, device = self.trainer.accelerator, self.trainer.args.device
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        squares = accelerator.reduce(self.squares.to(device, kind), reduction="sum")
-        of_maps, of_others = (math.sqrt(float(each)) for each in squares)
+        of_maps, of_others = (
+            math.sqrt(each) for each in self.trainer.summed(self.squares).tolist()
+        )
         self.squares.zero_()
         if not (0 < of_maps < math.inf and 0 < of_others < math.inf):
             return
         wanted = self.trainer.args.balance * of_others / of_maps
         memory = 0.0 if state.global_step <= 1 else self.trainer.args.balance_memory
         self.scale = self.scale**memory * wanted ** (1 - memory)
+
+
+def masks_valid(inputs: Mapping[str, Any], answers: Sam3ImageSegmentationOutput) -> Tensor | None:
+    """Where the masks of answers (prompts, height, width) lie on a picture; None for everywhere."""
+    places = valid_places(inputs.get("valid"), answers.pred_masks.shape[-2:])
+    images = inputs.get("image_indices")
+    return places if places is None or images is None else places[images]
+
+
+def at_least_one(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch with prompts; if it has none, with one of which nothing is known.
+
+    Every process asks equally often: where weights are sharded, all gather them, or none can.
+    """
+    if "input_ids" in inputs:
+        return inputs
+    if inputs["labels"]:
+        raise ValueError(
+            "Stage 3 learns from phrases, and these samples have none. For SA-1B, say with "
+            "data.captions which captions to ask for."
+        )
+    ids = torch.zeros(1, 2, dtype=torch.long, device=inputs["pixel_values"].device)
+    unknown = {
+        "boxes": torch.zeros(0, 4),
+        "masks": torch.zeros(0, 8, 8, dtype=torch.bool),
+        "is_exhaustive": False,
+        "phrase": VISUAL_PHRASE,
+    }
+    return {
+        **inputs,
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "image_indices": torch.zeros_like(ids[0, :1]),
+        "labels": [unknown],
+    }
+
+
+@torch.compiler.disable
+def part_graph(*args: Any) -> None:
+    """A hook at which compiled graphs end: gradients are measured in what a module gave."""
 
 
 def shared_maps(seen: Sam3VisionEncoderOutput) -> list[Tensor]:

@@ -62,7 +62,6 @@ class JointTrainer(ConceptTrainer):
         # The tracker's neck, too, as the trunk moves under it.
         self.trained_parts = (*self.trained_parts, "tracker_neck", *memory_parts(model))
         super().__init__(model, args, teacher, **kwargs)
-        model.drops_out = args.dropout
 
     def terms(
         self, model: Family, args: JointTrainingArguments

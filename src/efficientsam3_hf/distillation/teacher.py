@@ -87,9 +87,10 @@ class Teacher:
     def __call__(self, step: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Run `step(models, *args, **kwargs)` on the concept model and the tracker.
 
-        Outputs are ordinary tensors without gradients, so that a loss may keep them.
+        Outputs are ordinary tensors without gradients, so that a loss may keep them. They are in
+        the teacher's own precision, also where the student's forward, in another one, asks.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.module(step, *args, **kwargs)
 
     def see(self, pixel_values: Tensor) -> Sam3VisionEncoderOutput:
@@ -446,4 +447,5 @@ def prepare_deepspeed(module: nn.Module, accelerator: Accelerator, dtype: torch.
         "fp16": {"enabled": dtype == torch.float16},
     }
     engine, *_ = deepspeed.initialize(model=module, config=own_config)
-    return engine.eval()
+    engine.eval()  # which, of an engine, gives nothing
+    return engine

@@ -4,11 +4,12 @@ Nothing of it goes to disk: half a million phrases of eight tokens in 256 channe
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .in_batches import in_batches
 
 # Token ids and attention mask (phrases, length) to features (phrases, length, channels).
 Teach = Callable[[Tensor, Tensor], Tensor]
@@ -58,7 +59,7 @@ class TextTargets:
         self, encode: Encode, phrases: Iterable[str], batch_size: int
     ) -> Iterator[dict[str, Tensor]]:
         """Batches of ids and masks of phrases that have not come before."""
-        for chunk in chunks(phrases, batch_size):
+        for chunk in in_batches(phrases, batch_size):
             batch = encode(chunk)
             new = []
             for index, key in enumerate(batch["keys"]):
@@ -75,14 +76,3 @@ class TextTargets:
         inside = places < self.lengths[rows, None]
         index = (self.starts[rows, None] + places).where(inside, 0)
         return self.values[index] * inside[..., None]
-
-
-def chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of so many items, the last perhaps shorter.
-
-    >>> list(chunks("abc", 2))
-    [['a', 'b'], ['c']]
-    """
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk

@@ -7,30 +7,34 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import find_batch_size, gather_object
 from PIL import Image
+from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.utils import cached_file
 
 from ..data.loading import SampleStream
-from ..hub.model_card import TEXT_TOWER, write_model_card
-from ..hub.results import TrainingRecord, read_training, write_training
+from ..hub.model_card import TEXT_TOWER
+from ..hub.results import TRAINING_FILE, TrainingRecord, read_training, write_training
 from ..hub.trainer_push import PushCodeCallback
 from .arguments import DistillationArguments
 from .cached_features import decoded
-from .checkpoints import EXTRA_FILE, last_checkpoint
+from .checkpoints import EXTRA_FILE, STATE_FILE, is_whole, last_checkpoint
 from .ema import MovingAverage
-from .family import Family
+from .family import NORMS, Family
 from .pictures import DrawPictures
-from .provenance import command_line, hardware, name_of, names_of
+from .provenance import command_line, hardware, hyper_parameters, name_of, names_of
 from .teacher_cache import TeacherCache
 
 
@@ -84,6 +88,7 @@ class DistillationTrainer(Trainer):
             args.dataloader_pin_memory = False
         if args.sync_norms:
             synchronize_norms(model, args)
+        model.drops_out = args.dropout
         model.set_trainable(args.trained_parts or self.trained_parts, args.freeze_norms)
         super().__init__(model=model, args=args, **kwargs)
         # `compute_loss` divides by counts of the whole step itself.
@@ -92,14 +97,22 @@ class DistillationTrainer(Trainer):
         self.teacher = self.prepare_teacher(teacher)
         self.parent, self.cache, self.eval_collator = parent, cache, eval_collator
         self.factors = {**self.weights, **self.own_weights()}
+        self.epochs = 0  # that have begun
         self.tally: dict[str, Tensor] = {}
         self.tallied = 0
         self.is_evaluating = False
+        if args.ema_decay and is_zero_3(self.accelerator):
+            raise ValueError(
+                f"ema_decay={args.ema_decay}: under ZeRO-3 there are no weights at hand to keep an "
+                "average of. Set zero_stage: 2, take FSDP2, or set ema_decay to 0."
+            )
         self.average = MovingAverage(model, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(self.average)
         self.add_callback(PushCodeCallback())
         self.add_callback(NewEpoch(self))
+        if self.is_fsdp_enabled:
+            self.add_callback(GradientsForAll())
         if args.pictures_every:
             self.add_callback(DrawPictures(self, args.pictures_every, self.drawn))
         self.watch = Watch()
@@ -172,11 +185,14 @@ class DistillationTrainer(Trainer):
         totals: dict[str, float] = {}
         for inputs in batch_samples:
             self.add_counts(totals, inputs)
-        own = torch.tensor([list(totals.values())], dtype=torch.float64)
-        if device.type == "mps":  # which has no doubles
-            own = own.float()
-        everyone = self.accelerator.gather(own.to(device)).sum(dim=0)
+        everyone = self.summed(torch.tensor(list(totals.values()), dtype=torch.float64))
         return dict(zip(totals, everyone.clamp(min=1).unbind(), strict=True))
+
+    def summed(self, numbers: Tensor) -> Tensor:
+        """Sums over all processes, as exact as the device has numbers."""
+        kind = torch.float32 if self.args.device.type == "mps" else torch.float64
+        sums: Any = self.accelerator.reduce(numbers.to(self.args.device, kind), reduction="sum")
+        return sums
 
     def add_counts(self, totals: dict[str, float], inputs: Mapping[str, Any]) -> None:
         """Add the units of a batch to those of others."""
@@ -194,13 +210,28 @@ class DistillationTrainer(Trainer):
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad():
             targets = self.teacher_step(inputs)
-        sums = model(self.student_step, inputs, targets)
-        terms = {name: total / counts[self.units[name]] for name, total in sums.items()}
+        terms, balanced = model(self.losses, inputs, targets, counts)
         self.note(terms)
-        loss = sum(self.factors[name] * term for name, term in self.balance(terms).items())
+        loss = sum(self.factors[name] * term for name, term in balanced.items())
         # DDP takes the mean of gradients over processes: each holds its share of one sum.
         loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
+
+    def losses(
+        self,
+        student: Family,
+        inputs: Mapping[str, Any],
+        targets: Any,
+        counts: Mapping[str, float | Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms of a batch as their share of the whole step, and as they are added up.
+
+        Both within the student's forward: whatever takes gradients of terms must do so before they
+        leave it, since DeepSpeed takes every pass back through them for that of the step.
+        """
+        sums = self.student_step(student, inputs, targets)
+        terms = {name: total / counts[self.units[name]] for name, total in sums.items()}
+        return terms, self.balance(terms)
 
     def balance(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms as they are added up. A stage may scale some of them here."""
@@ -211,7 +242,7 @@ class DistillationTrainer(Trainer):
         try:
             return super().training_step(model, inputs, *args, **kwargs)
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(
+            raise MemoryError(
                 f"Out of memory in step {self.state.global_step + 1}, with a batch of "
                 f"{describe(inputs)}. What was saved before is untouched: resume with a smaller "
                 "per_device_train_batch_size and more gradient_accumulation_steps, which train the "
@@ -221,9 +252,14 @@ class DistillationTrainer(Trainer):
             self.watch.steps += 1
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """As in `Trainer`, and timed: it is here that training waits for data."""
+        """As in `Trainer`, and timed: it is here that training waits for data.
+
+        A stream may end within a step. Those batches are left out, as `Trainer` would add their
+        gradient to that of the next step.
+        """
         with self.watch.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return (batches, counts) if len(batches) == num_batches else ([], None)
 
     def cached(self, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """Tokens of the teacher that a batch brought along; None if it brought none."""
@@ -268,7 +304,8 @@ class DistillationTrainer(Trainer):
             raise FloatingPointError(
                 f"The loss is no number by step {self.state.global_step}: {wrong}. "
                 + (f"{kept} was saved before and is good: resume from it " if kept else "Start ")
-                + "with a lower learning_rate, a lower max_grad_norm, or bf16 in place of fp16."
+                + "with a lower max_grad_norm, or bf16 in place of fp16; or begin anew with a "
+                "lower learning_rate, of which a checkpoint keeps its own."
             )
 
     # The optimiser.
@@ -293,6 +330,13 @@ class DistillationTrainer(Trainer):
             ]
         optimizer.param_groups = groups
         return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in `Trainer`, which knows norms by their names, less those that have other names."""
+        names = super().get_decay_parameter_names(model)
+        kinds = (*NORMS, nn.GroupNorm)
+        norms = {f"{n}.weight" for n, each in model.named_modules() if isinstance(each, kinds)}
+        return [name for name in names if name not in norms]
 
     def rate_factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
         """By how much the learning rate of a weight differs from that of the rest."""
@@ -359,23 +403,39 @@ class DistillationTrainer(Trainer):
             super().save_model(output_dir or self.args.output_dir, _internal_call=_internal_call)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The family's card, in place of `Trainer`'s form."""
-        write_model_card(self.output_dir)
+        """Nothing: the family's card was written with the weights."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.family.save(folder, state_dict)
-        self.write_records(folder)
+        # First, since the card that is saved with the weights tells it.
+        write_training([*self.earlier_stages, self.training_record()], folder)
+        repo_id = self.hub_model_id if self.args.push_to_hub else None
+        self.family.save(folder, state_dict, repo_id)
         torch.save(self.args, folder / "training_args.bin")
 
-    def write_records(self, folder: Path) -> None:
-        """Say beside the weights how they came to be, and write the card that tells it."""
-        earlier = read_training(Path(self.parent)) if self.parent is not None else []
-        write_training([*earlier, self.training_record()], folder)
-        write_model_card(folder)
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():  # `Trainer` takes the weights alone
+            for file in Path(checkpoint_folder).iterdir():
+                is_told = file.suffix in ("", ".json", ".md", ".txt") and file.is_file()
+                if is_told and file.name not in (STATE_FILE, EXTRA_FILE):
+                    shutil.copy(file, self.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    @cached_property
+    def earlier_stages(self) -> list[TrainingRecord]:
+        """Those that the student has come through, by the record of its folder or repository."""
+        if self.parent is None:
+            return []
+        record = cached_file(
+            self.parent,
+            TRAINING_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return [] if record is None else read_training(Path(record).parent)
 
     def training_record(self) -> TrainingRecord:
         """This stage, for the card."""
@@ -390,27 +450,35 @@ class DistillationTrainer(Trainer):
             steps=self.state.global_step,
             hardware=hardware(self.args),
             initial_weights=initial_weights,
+            hyper_parameters=hyper_parameters(self.args),
         )
 
     def parent_name(self) -> str:
         """Where the student came from, without the place on this machine."""
-        return "teacher" if self.parent is None else Path(self.parent).name
+        if self.parent is None:
+            return "teacher"
+        return Path(self.parent).name if os.path.isdir(self.parent) else str(self.parent)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in `Trainer`; if it cannot be written whole, it is not there at all."""
         folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         if self.tally and self.args.stop_on_nan:
             self.check_numbers({name: term.item() for name, term in self.tally.items()})
+        if self.args.should_save:  # one of this number that is there is whole no longer
+            (folder / STATE_FILE).unlink(missing_ok=True)
         try:
-            super()._save_checkpoint(model, trial)
-        except OSError as error:
+            with self.watch.resting():
+                super()._save_checkpoint(model, trial)
+        # Where a disk is full, torch and safetensors raise errors of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_whole(folder):  # what failed came after it, such as a push
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(self.output_dir)
             raise OSError(
-                error.errno,
-                f"{folder.name} could not be written ({error.strerror or error}), and was taken "
-                f"away again. {f'{kept} is whole: ' if kept else ''}make room, or choose a lower "
-                "save_total_limit, and resume.",
+                f"{folder.name} could not be written ({error}), and was taken away again. "
+                f"{f'{kept} is whole. ' if kept else ''}If the disk is full, make room, or choose "
+                "a lower save_total_limit, and resume."
             ) from error
 
     def extra_state(self) -> dict[str, float]:
@@ -422,33 +490,87 @@ class DistillationTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.average is not None:
+            self.average.save(output_dir, self.args.should_save)
         if not self.args.should_save:
             return
-        if self.average is not None:
-            self.average.save(output_dir)
         if state := self.extra_state():
             (Path(output_dir) / EXTRA_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> Any:
-        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any."""
+        """As in `Trainer`; True resumes from the last checkpoint that was written whole, if any.
+
+        Checkpoints of two runs in one folder would be taken for one another: that is an error.
+        """
+        found = last_checkpoint(self.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.output_dir)
+            resume_from_checkpoint = found
+        elif found and not resume_from_checkpoint:
+            raise ValueError(
+                f"{found} is of an earlier run. Go on with it by resume_from_checkpoint=True, or "
+                "choose another output_dir, or delete that one."
+            )
+        if resume_from_checkpoint:
+            self.check_stage(Path(resume_from_checkpoint))
+        self.watch = Watch()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def check_stage(self, checkpoint: Path) -> None:
+        """Raise for a checkpoint of another stage."""
+        own = self.training_record().stage
+        stages = [record.stage for record in read_training(checkpoint)]
+        if stages and stages[-1] != own:
+            raise ValueError(
+                f"{checkpoint} is of {stages[-1]!r}, and this is {own!r}. Each stage has an "
+                "output_dir of its own, and starts from the student of the one before."
+            )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """As in `Trainer`, which takes all passes over a stream for the first when it resumes."""
+        self.epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        goes_on = not has_length(self.train_dataset) and not self.args.ignore_data_skip
+        if resume_from_checkpoint is not None and goes_on:
+            # Its state has the passes before this one, and steps of this one as a share of all.
+            before = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE_FILE))
+            self.epochs = math.ceil(before.epoch) - 1
+            steps = round((before.epoch - self.epochs) * before.max_steps)
+            batches = steps * self.args.gradient_accumulation_steps
+        return self.epochs, batches
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.family.load_weights(resume_from_checkpoint)
-        if self.average is not None:
-            self.average.load(resume_from_checkpoint)
-        extra = Path(resume_from_checkpoint) / EXTRA_FILE
-        if extra.is_file():
-            self.load_extra_state(json.loads(extra.read_text(encoding="utf-8")))
+        self.family.load_weights(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.load_own_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if best is None:
+            return
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(best)
+        self.load_own_state(best)
+
+    def load_own_state(self, checkpoint: str) -> None:
+        """Go on with the average and with what the stage remembers."""
+        if self.average is not None:
+            self.average.load(checkpoint)
+        extra = Path(checkpoint) / EXTRA_FILE
+        if extra.is_file():
+            self.load_extra_state(json.loads(extra.read_text(encoding="utf-8")))
 
     # Evaluation.
 
@@ -466,7 +588,8 @@ class DistillationTrainer(Trainer):
         """Within it, `is_evaluating` is true: for stages that then ask otherwise."""
         self.is_evaluating = True
         try:
-            yield
+            with self.watch.resting():
+                yield
         finally:
             self.is_evaluating = False
 
@@ -503,7 +626,7 @@ class DistillationTrainer(Trainer):
                 records += scored
                 seen += find_batch_size(inputs) or 0
                 for name, total in sums.items():
-                    totals[name] = totals.get(name, 0) + total.detach().double()
+                    totals[name] = totals.get(name, 0) + total.detach().cpu().double()
                 self.add_counts(counts, inputs)
             metrics = self.join_terms(totals, counts, metric_key_prefix)
             records = gather_object(records)
@@ -535,7 +658,7 @@ class DistillationTrainer(Trainer):
         names = list(totals)
         own = torch.stack([totals[name] for name in names])
         own = torch.cat([own, own.new_tensor(list(counts.values()))])
-        values = self.accelerator.reduce(own, reduction="sum").tolist()
+        values = self.summed(own).tolist()
         everyone = dict(zip(counts, values[len(names) :], strict=True))
         means = {
             name: value / max(everyone[self.units[name]], 1)
@@ -549,34 +672,50 @@ class DistillationTrainer(Trainer):
         model: Any = self._wrap_model(self.family, training=False)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), self.averaged(), self.autocast_smart_context_manager():
+        with (
+            torch.no_grad(),
+            self.watch.resting(),
+            self.averaged(),
+            self.autocast_smart_context_manager(),
+        ):
             pictures = model(self.draw, self._prepare_inputs(batch))
         model.train(was_training)
         return pictures
 
 
+class GradientsForAll(TrainerCallback):
+    """Gives weights that no loss has reached a gradient of 0, and so a state of the optimiser.
+
+    Without one for each weight that is trained, torch does not resume what FSDP2 shares out.
+    """
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        """Before the first step, and each after it."""
+        for weight in model.parameters() if model is not None else ():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+
+
 class NewEpoch(TrainerCallback):
     """Tells data and collator which epoch it is, for what they choose anew in each."""
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: DistillationTrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        """Pass the number of the epoch on."""
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
+        """Pass the number of the epoch on: `state.epoch` does not count passes over a stream."""
         collator: Any = self.trainer.data_collator
-        holders = [
-            self.trainer.train_dataset,
-            collator,
-            *(getattr(collator, "augment", None) or ()),
-        ]
-        for holder in holders:
+        # A stream's loader has a part of it, with an epoch of its own.
+        data = getattr(train_dataloader, "dataset", None)
+        for holder in (data, collator, *(getattr(collator, "augment", None) or ())):
             set_epoch = getattr(holder, "set_epoch", None)
             if set_epoch is not None:
-                set_epoch(int(state.epoch or 0))
+                set_epoch(self.trainer.epochs)
+        self.trainer.epochs += 1
 
 
 class Watch:
-    """How long steps take, and how much of it is waiting for data."""
+    """How long training takes, and how much of it is waiting for data."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -588,6 +727,13 @@ class Watch:
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Time spent here is not of training."""
+        start = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - start
 
     def read(self, batch_size: int) -> dict[str, float]:
         """Samples a second and the share of waiting since the last time; begins anew."""
@@ -603,10 +749,17 @@ class Watch:
 
 def synchronize_norms(model: nn.Module, args: DistillationArguments) -> None:
     """Let batch norms see the batches of all processes."""
+    if args.world_size == 1:
+        return
     if args.device.type == "cpu":
         raise ValueError("sync_norms needs GPUs: torch has no synchronized batch norms for CPUs.")
-    if args.world_size > 1:
-        convert_sync_batchnorm(model)  # timm's, which knows its norms with activations
+    convert_sync_batchnorm(model)  # timm's, which knows its norms with activations
+
+
+def is_zero_3(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed shares weights out."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
 
 
 def describe(inputs: Mapping[str, Any]) -> str:

@@ -30,9 +30,11 @@ def score_tokens(student: Tensor, teacher: Tensor, valid: Tensor | None = None) 
             f"Features of the student have the shape {tuple(student.shape)}, those of the teacher "
             f"{tuple(teacher.shape)}: only equal ones can be compared."
         )
-    student, teacher = student.detach().double(), teacher.detach().double()
+    # On the CPU, since MPS has no doubles.
+    student, teacher = student.detach().cpu().double(), teacher.detach().cpu().double()
     if valid is not None:
-        student, teacher = student[valid.bool()], teacher[valid.bool()]
+        valid = valid.bool().cpu()
+        student, teacher = student[valid], teacher[valid]
     cosine = F.cosine_similarity(student, teacher, dim=-1)
     return {
         "cosine": float(cosine.sum()),

@@ -84,6 +84,7 @@ class TrainingRecord:
         hardware: What that ran on.
         initial_weights: Part -> where its weights came from before this stage, or `"random"`. Of
             the text tower (`"text tower"`) it decides which licence holds.
+        hyper_parameters: Name -> value, as readers are told.
     """
 
     stage: str
@@ -93,10 +94,11 @@ class TrainingRecord:
     steps: int
     hardware: str
     initial_weights: dict[str, str] = field(default_factory=dict)
+    hyper_parameters: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _hide_in_command(self)
-        _check_texts(self, leave_out=("datasets", "steps", "initial_weights"))
+        _check_texts(self, leave_out=("datasets", "steps", "initial_weights", "hyper_parameters"))
         if isinstance(self.datasets, str):
             raise TypeError(f"datasets={self.datasets!r} must be a list of names.")
         object.__setattr__(self, "datasets", tuple(str(name) for name in self.datasets))

@@ -232,6 +232,8 @@ class ClipForward(EfficientSam3TrackerVideoParts):
         steps: list[ClipStep | None] = []
         with_gradient = torch.is_grad_enabled()
         for time, features in enumerate(frames[:num_frames]):
+            if with_gradient and time == constant:
+                forget_casts()
             rows = sorted(row for row, start in starts.items() if start <= time)
             if not rows:
                 steps.append(None)
@@ -265,6 +267,8 @@ class ClipForward(EfficientSam3TrackerVideoParts):
             pixels = pixel_values[:, part]
             if pixels.shape[1] == 0:
                 continue
+            if with_gradient and enabled:
+                forget_casts()
             with torch.set_grad_enabled(with_gradient and enabled):
                 *maps, positions = self.encode_frames(pixels.flatten(0, 1))
                 maps = [each.unflatten(0, pixels.shape[:2]).unbind(dim=1) for each in maps]
@@ -447,6 +451,15 @@ def clip_output(
         all_iou_scores=listed("all_iou_scores"),
         conditioned_features=listed("coarse") if with_features else None,
     )
+
+
+@torch.compiler.disable  # what is compiled keeps no casts
+def forget_casts() -> None:
+    """Have autocast cast weights anew, before frames with gradients.
+
+    Older versions of torch keep what was cast without gradients, and then give it none.
+    """
+    torch.clear_autocast_cache()
 
 
 def forced_rows(

@@ -34,7 +34,7 @@ class ObjectiveConfig:
         positive_weight: Of matched queries beside others in the classification term.
         class_queries: That term is a mean over so many queries where a model has fewer.
         mask_points: Points of a mask that its terms look at, most of them where the prediction is
-            in doubt; None for every pixel.
+            in doubt, drawn from torch's global generator; None for every pixel.
     """
 
     class_weight: float | int = 20.0
