@@ -86,7 +86,10 @@ def import_state(trainer: Any, path: str | os.PathLike, is_trunk: bool = False) 
             name: tensor.detach().clone() for name, tensor in trainer.average.followed().items()
         }
         return
-    trainer.family.load_state_dict(parts[0], strict=False)
+    followed = {} if trainer.average is None else trainer.average.weights
+    # What is not trained any more is what it was on average.
+    settled = {name: value for name, value in parts[1].items() if name not in followed}
+    trainer.family.load_state_dict({**parts[0], **settled}, strict=False)
     if trainer.average is not None:
         trainer.average.weights = {
             name: parts[1][name].to(tensor) for name, tensor in trainer.average.weights.items()

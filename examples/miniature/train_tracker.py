@@ -6,8 +6,9 @@
     python -m examples.miniature.train_tracker --start tracker_state.safetensors \\
         --folder outputs/tracker --frames 4 --batch 4 --minutes 60
 
-First boxes and clicks on single images, then memory on clips. What is asked, and the losses of
-SAM 2, are those of stage 2, without a teacher.
+First boxes and clicks on single images, then memory on clips, where the neck stays too: so what
+students learn to see is settled before memory is. What is asked, and the losses of SAM 2, are those
+of stage 2, without a teacher.
 """
 
 import argparse
@@ -28,7 +29,12 @@ from efficientsam3_hf.distillation.clip_prompts import (
     true_masks,
 )
 from efficientsam3_hf.distillation.mask_losses import overlap
-from efficientsam3_hf.distillation.memory_terms import encode, follow, said_masks
+from efficientsam3_hf.distillation.memory_terms import (
+    encode,
+    follow,
+    memory_parts,
+    said_masks,
+)
 from efficientsam3_hf.distillation.stage2_memory import (
     MemoryDistillationArguments,
     MemoryDistillationTrainer,
@@ -40,10 +46,11 @@ from .timekeeper import PastMixin, Timekeeper, add_common_options, common_argume
 from .world import MOST_THINGS, SIDE, WORLD
 
 TERMS = ("focal", "dice", "iou", "object")
+HEADS = ("tracker.prompt_encoder.*", "tracker.mask_decoder.*", "tracker.mask_downsample.*")
 
 
 class TrackerTrainer(PastMixin, MemoryDistillationTrainer):
-    """Stage 2 without a teacher, on all of the tracker but its trunk."""
+    """Stage 2 without a teacher."""
 
     stage = "miniature teacher: tracker"
 
@@ -96,7 +103,7 @@ def build_trainer(options: argparse.Namespace) -> TrackerTrainer:
     is_still = options.frames == 1
     arguments = MemoryDistillationArguments(
         **common_arguments(options),
-        trained_parts=["tracker"],
+        trained_parts=["tracker"] if is_still else [*memory_parts(family), *HEADS],
         max_objects=3,
         prompt_shares=[0.5, 0.5, 0.0] if is_still else [0.25, 0.25, 0.5],
         corrections=0 if is_still else 1,
