@@ -28,8 +28,8 @@ def whitened_error(student: Tensor, teacher: Tensor, valid: Tensor | None = None
     variance = ((teacher - mean).square() * share).sum(dim=(2, 3), keepdim=True)
     # Channels that hardly vary must not outweigh all others.
     floor = 0.01 * variance.mean(dim=1, keepdim=True) + torch.finfo(torch.float32).tiny
-    error = (student - teacher).square() / variance.clamp(min=floor)
-    return (error * share).sum(dim=(2, 3)).mean(dim=1).sum()
+    error = ((student - teacher).square() * share).sum(dim=(2, 3), keepdim=True)
+    return (error / variance.clamp(min=floor)).mean(dim=1).sum()
 
 
 def angle_error(student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
