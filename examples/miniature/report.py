@@ -1,16 +1,22 @@
-"""The table of the miniature's scores, and README with it.
+"""Tables and plots of what the miniature reaches, put into README and docs/miniature.md.
 
 python -m examples.miniature.report
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from .plots import draw_ablations, draw_stages
+
 RESULTS = Path(__file__).with_name("results.json")
-README = Path(__file__).parents[2] / "README.md"
-START, END = "<!-- miniature -->", "<!-- /miniature -->"
+ROOT = Path(__file__).parents[2]
+README, DOCS = ROOT / "README.md", ROOT / "docs" / "miniature.md"
+
+Results = Mapping[str, Any]
+NOTHING = "Nothing has been measured."
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Any]:
@@ -18,7 +24,10 @@ def read_results(path: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def table(results: Mapping[str, Any]) -> str:
+# Tables.
+
+
+def table(results: Results) -> str:
     """What is reported of models, as Markdown.
 
     >>> print(table({"reported": {"teacher": {"cgF1": 80.0}, "student": {"J&F": 75.25}}}))
@@ -31,34 +40,133 @@ def table(results: Mapping[str, Any]) -> str:
         results: With `reported`: model -> metric -> value in percent.
     """
     reported: Mapping[str, Mapping[str, Any]] = results.get("reported", {})
-    if not reported:
-        return "Nothing has been measured."
     metrics = list(dict.fromkeys(name for scores in reported.values() for name in scores))
-    rows = [["", *metrics], ["---", *("---:" for _ in metrics)]]
-    rows += [[name, *(shown(of.get(each)) for each in metrics)] for name, of in reported.items()]
-    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
+    rows = [[name, *(shown(of.get(each)) for each in metrics)] for name, of in reported.items()]
+    return markdown(["", *metrics], rows)
 
 
-def shown(value: Any) -> str:
+def stages(results: Results) -> str:
+    """Teacher, and student after each stage, each number with half its interval of 95 %."""
+    entries = {"teacher": results["teacher"], **results["stages"]} if "stages" in results else {}
+    metrics = list(results["teacher"]["scores"]) if entries else []
+    rows = [
+        [name, shown(entry.get("minutes")), *(with_interval(entry, each) for each in metrics)]
+        for name, entry in entries.items()
+    ]
+    return markdown(["after stage", "minutes", *metrics], rows)
+
+
+def aims(results: Results) -> str:
+    """What was aimed at, and what was reached."""
+    if "stages" not in results:
+        return NOTHING
+    teacher, student = results["teacher"], results["student"]
+
+    def share(stage: str, metric: str) -> float:
+        return 100 * value(results["stages"][stage], metric) / value(teacher, metric)
+
+    image_path = student["cost"]["image"] / teacher["cost"]["image"]
+    rows = [
+        *(
+            [f"teacher, {metric}", f"≥ {least}", shown(value(teacher, metric))]
+            for metric, least in (("cgF1", 75), ("IL_MCC", 90), ("box mIoU", 88), ("J&F", 80))
+        ),
+        ["student after all stages, share of the teacher's cgF1", "≥ 95", share("joint", "cgF1")],
+        ["after prompts, share of box mIoU", "≥ 97", share("prompts", "box mIoU")],
+        ["after prompts, share of click mIoU", "≥ 97", share("prompts", "click mIoU")],
+        ["after memory, share of J&F", "≥ 95", share("memory", "J&F")],
+        ["student, phrases that name nothing, found", "≤ 2", value(student, "false positives")],
+        ["student, image path, FLOPs, share of the teacher's", "≤ 20", 100 * image_path],
+    ]
+    rows = [[shown(each) for each in row] for row in rows]
+    return markdown(["in percent", "aim", "reached"], rows)
+
+
+def seeds(results: Results) -> str:
+    """The student's numbers over seeds."""
+    found = {name: of for name, of in results.get("seeds", {}).items() if len(of) > 1}
+    rows = [
+        [name, *(shown(each) for each in of), shown(fmean(of)), shown(stdev(of))]
+        for name, of in found.items()
+    ]
+    count = max(map(len, found.values()), default=0)
+    return markdown(["", *(f"seed {n}" for n in range(count)), "mean", "deviation"], rows)
+
+
+def ablations(results: Results) -> str:
+    """The student, and what it would be without a part of its training."""
+    entries = results.get("ablations")
+    entries = {"student": results["student"], **entries} if entries else {}
+    metrics = list(results["teacher"]["scores"]) if entries else []
+    rows = [
+        [name, *(with_interval(entry, each) for each in metrics)] for name, entry in entries.items()
+    ]
+    return markdown(["", *metrics], rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is words; a word in its place, if it has no rows."""
+    if not rows:
+        return NOTHING
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def shown(number: Any) -> str:
     """A number in percent, a count, or a word."""
-    if isinstance(value, float):
-        return f"{value:.1f}"
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(number, float):
+        return f"{number:.1f}"
+    return "–" if number is None else f"{number:,}" if isinstance(number, int) else str(number)
 
 
-def with_table(text: str, results: Mapping[str, Any]) -> str:
-    """A text whose block between the marks is the table."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"There is no block between {START} and {END} for the table.")
-    return f"{before}{START}\n\n{table(results)}\n\n{END}{after}"
+def value(entry: Results, metric: str) -> float:
+    """A number of a model."""
+    return entry["scores"][metric][0]
+
+
+def with_interval(entry: Results, metric: str) -> str:
+    """A number of a model, and how far it may be off."""
+    number, low, high = entry["scores"][metric]
+    return f"{number:.1f} ± {(high - low) / 2:.1f}"
+
+
+# The texts that hold them.
+
+BLOCKS: dict[Path, dict[str, Callable[[Results], str]]] = {
+    README: {"miniature": table},
+    DOCS: {"aims": aims, "stages": stages, "seeds": seeds, "ablations": ablations},
+}
+
+
+def with_table(text: str, name: str, content: str) -> str:
+    """A text whose block between the marks of a name is a table."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, has_start, rest = text.partition(start)
+    _, has_end, after = rest.partition(end)
+    if not (has_start and has_end):
+        raise ValueError(f"There is no block between {start} and {end} for the table.")
+    return f"{before}{start}\n\n{content}\n\n{end}{after}"
+
+
+def with_tables(path: Path, results: Results) -> str:
+    """The text of a file with all its tables."""
+    text = path.read_text(encoding="utf-8")
+    for name, make in BLOCKS[path].items():
+        text = with_table(text, name, make(results))
+    return text
 
 
 def main() -> None:
-    text = with_table(README.read_text(encoding="utf-8"), read_results())
-    README.write_text(text, encoding="utf-8")
-    print(f"{README} has the scores of {RESULTS}.")
+    results = read_results()
+    for path in BLOCKS:
+        path.write_text(with_tables(path, results), encoding="utf-8")
+        print(f"{path} has the tables of {RESULTS.name}.")
+    pictures = DOCS.parent / "images"
+    pictures.mkdir(exist_ok=True)
+    if "stages" in results:
+        draw_stages(results, pictures / "miniature_stages.png")
+    if results.get("ablations"):
+        draw_ablations(results, pictures / "miniature_ablations.png")
 
 
 if __name__ == "__main__":

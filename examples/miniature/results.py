@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from efficientsam3_hf.distillation.cache_files import write_json
 
 from .measure import METRICS, cost, measure
+from .report import RESULTS, read_results
 from .students import ABLATIONS, MAIN, SEEDS, Student, minutes_of
 
-RESULTS = Path(__file__).parent / "results.json"
 SPLIT = "test"  # that nothing was trained on or chosen by
 
 
@@ -64,13 +62,9 @@ def table_row(entry: dict[str, Any]) -> dict[str, float]:
     return {name: round(value, 1) for name, (value, _, _) in entry["scores"].items()}
 
 
-def spread(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds."""
-    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
-
-
 def write_results(root: Path, with_seeds: bool, with_ablations: bool) -> Path:
-    """Measure and write `results.json`."""
+    """Measure and write `results.json`; what else it holds, of the shipped student, is kept."""
     seeds = SEEDS if with_seeds else SEEDS[:1]
-    write_json(RESULTS, gather(root, seeds, ABLATIONS if with_ablations else ()))
+    gathered = gather(root, seeds, ABLATIONS if with_ablations else ())
+    write_json(RESULTS, {**read_results(RESULTS), **gathered})
     return RESULTS

@@ -14,7 +14,9 @@ from efficientsam3_hf import zoo
 from efficientsam3_hf.data.video import open_video, read_picture
 from efficientsam3_hf.distillation.family import Family
 from examples import demo
-from examples.miniature import media, report, ship
+from examples.miniature import media, plots, report, ship
+from examples.miniature.measure import METRICS
+from examples.miniature.students import ROUTE
 from examples.miniature.teacher import new_teacher, with_tracker
 
 
@@ -56,11 +58,12 @@ def test_the_shipped_student_is_the_reported_one():
         assert results["shipped"][name] == pytest.approx(reported, abs=noise)
 
 
-def test_the_table_in_readme_is_that_of_the_results():
-    text = report.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", report.BLOCKS, ids=lambda path: path.name)
+def test_tables_are_those_of_the_results(path: Path):
+    text = path.read_text(encoding="utf-8")
 
-    assert text == report.with_table(text, report.read_results()), (
-        "README is stale: run `python -m examples.miniature.report`."
+    assert text == report.with_tables(path, report.read_results()), (
+        f"{path.name} is stale: run `python -m examples.miniature.report`."
     )
 
 
@@ -143,7 +146,35 @@ def test_scores_are_those_of_the_weights(student):
 
 def test_a_text_without_a_block_for_the_table_is_an_error():
     with pytest.raises(ValueError, match="no block between <!-- miniature -->"):
-        report.with_table("# Title", {})
+        report.with_table("# Title", "miniature", "| |")
+
+
+def test_tables_and_plots_say_what_was_measured(tmp_path):
+    def entry(number: float, flops: int) -> dict:
+        scores = {name: [number, number - 2.0, number + 4.0] for name in METRICS}
+        return {"scores": scores, "cost": {"image": flops}, "minutes": 5.25}
+
+    stages = {stage: entry(70.0 + place, 20) for place, stage in enumerate(ROUTE)}
+    results = {
+        "teacher": entry(80.0, 200),
+        "stages": stages,
+        "student": stages["joint"],
+        "seeds": {"cgF1": [74.0, 70.0, 72.0]},
+        "ablations": {"no stage 1": entry(40.0, 20)},
+    }
+
+    assert "| image | 5.2 | 70.0 ± 3.0 |" in report.stages(results)
+    aims = report.aims(results)
+    assert "| student after all stages, share of the teacher's cgF1 | ≥ 95 | 92.5 |" in aims
+    assert "| student, image path, FLOPs, share of the teacher's | ≤ 20 | 10.0 |" in aims
+    assert "| cgF1 | 74.0 | 70.0 | 72.0 | 72.0 | 2.0 |" in report.seeds(results)
+    assert "| no stage 1 | 40.0 ± 3.0 |" in report.ablations(results)
+    results["seeds"]["J&F"] = [74.0]
+    plots.draw_stages(results, tmp_path / "stages.png")
+    plots.draw_ablations(results, tmp_path / "ablations.png")
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            assert len(picture.convert("RGB").getcolors(10_000_000) or []) > 5
 
 
 def test_examples_in_docstrings_are_true():
