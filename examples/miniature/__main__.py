@@ -2,10 +2,12 @@
 
 python -m examples.miniature --folder outputs/miniature --minutes 240
 python -m examples.miniature --only student   # without other seeds and ablations
+python -m examples.miniature --teacher examples/miniature/weights/teacher   # one that is trained
 """
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -15,7 +17,7 @@ from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
 
-from . import train_teacher, train_tracker
+from . import report, train_teacher, train_tracker
 from .datasets import write_world
 from .results import write_results
 from .state import export_state, minutes_of
@@ -91,14 +93,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--minutes", type=float, default=240.0, help="to train the teacher, in all (%(default)s)"
     )
+    parser.add_argument(
+        "--teacher", type=Path, help="folder of a trained teacher, in place of training one"
+    )
     parser.add_argument("--only", choices=WHAT, default="all", help="how far to go (%(default)s)")
     options, more = parser.parse_known_args(arguments)
     folder = options.folder
-    if not (folder / "teacher").is_dir() or minutes_of(folder / "memory") < (
-        SHARES["memory"] * options.minutes
-    ):
+    teacher = folder / "teacher"
+    if options.teacher is not None:
+        if not teacher.is_dir():
+            shutil.copytree(options.teacher, teacher)
+    elif not teacher.is_dir() or minutes_of(folder / "memory") < SHARES["memory"] * options.minutes:
         make_teacher(folder, options.minutes, more)
-    print(f"The teacher is in {folder / 'teacher'}.")
+    print(f"The teacher is in {teacher}.")
     if options.only == "teacher":
         return
     write_world(folder / "data")
@@ -111,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         train(student, folder, {})
     print(f"Numbers are in {write_results(folder, with_seeds, with_ablations)}.")
+    report.main()
 
 
 if __name__ == "__main__":

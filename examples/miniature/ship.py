@@ -2,9 +2,11 @@
 
     python -m examples.miniature.ship outputs/miniature/student
     python -m examples.miniature.ship outputs/miniature/student --half
+    python -m examples.miniature.ship outputs/miniature/teacher --teacher
 
 Writes weights, configuration, processor, tokenizer and card, and into `results.json`, as `shipped`,
-what the student scores on the first scenes of the test split. A test measures that again.
+what the student scores on the first scenes of the test split. A test measures that again. The
+teacher goes beside this file, for those who want to distil and not to train it.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from .report import RESULTS, read_results, table
 from .scores import score_concepts
 from .world import MOST_THINGS, SIDE, WORLD, scenes
 
+TEACHER = Path(__file__).parent / "weights" / "teacher"
 MOST_BYTES = 8_000_000
 WEIGHTS_FILE = "model.safetensors"
 KEPT = (
@@ -74,6 +77,19 @@ def ship(source: Path, target: Path, results: Path = RESULTS, is_half: bool = Fa
         shutil.move(folder, target)
     record["shipped"] = {"sha256": digest(target), "scenes": TEST_SCENES, **scores}
     results.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def ship_teacher(source: Path, target: Path = TEACHER) -> Path:
+    """Write a teacher in half precision.
+
+    Args:
+        source: Its folder.
+        target: Folder to write; what is there goes.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    write_model(load_student(source), target)
+    halve(target)
     return target
 
 
@@ -185,8 +201,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the student, or of its run")
     parser.add_argument("--half", action="store_true", help="store in half precision")
+    parser.add_argument("--teacher", action="store_true", help="it is the teacher")
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
+    if options.teacher:
+        print(ship_teacher(options.folder))
+        return
     folder = ship(options.folder, zoo.embedded(), is_half=options.half)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{folder}: {size:.2f} MB, {read_results()['shipped']}")

@@ -275,6 +275,19 @@ def test_stages_that_are_done_are_kept(tmp_path: Path, monkeypatch, capsys):
     assert not torch.equal(family.state_dict()[name].half(), prompts[f"weights.{name}"])
 
 
+def test_a_teacher_that_is_given_is_not_trained(tmp_path: Path, monkeypatch):
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "config.json").write_text("{}")
+    monkeypatch.setattr(everything, "make_teacher", None)
+    options = ["--folder", str(tmp_path / "root"), "--teacher", str(given), "--only", "teacher"]
+
+    everything.main(options)
+    everything.main(options)
+
+    assert (tmp_path / "root" / "teacher" / "config.json").read_text() == "{}"
+
+
 def test_transformers_takes_clicks_with_the_same_weights(teacher: EfficientSam3Model):
     family = with_tracker(teacher).eval()
     stock = video_as_transformers(family)  # which loads every weight

@@ -121,6 +121,15 @@ def test_what_cannot_track_is_not_shipped(tmp_path):
         ship.load_student(tmp_path)
 
 
+def test_a_teacher_is_written_in_half_precision(student, tmp_path):
+    folder = ship.ship_teacher(student, tmp_path / "teacher")
+
+    assert {path.name for path in folder.iterdir()} == set(ship.KEPT)
+    before, after = Family.load(student).state_dict(), Family.load(folder).state_dict()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-3, rtol=1e-3)
+
+
 def test_averaged_weights_are_what_is_shipped(student, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-3"
     family = Family.load(student)
