@@ -24,7 +24,7 @@ from .state import export_state, minutes_of
 from .students import ABLATIONS, MAIN, SEEDS, train
 
 # Of the time there is. Memory goes on from prompts, whose minutes it counts in.
-SHARES = {"concepts": 0.7, "prompts": 0.1, "memory": 0.3}
+SHARES = {"concepts": 0.6, "prompts": 0.2, "memory": 0.4}
 
 CODECS = ("fp16", "int8")
 
@@ -42,10 +42,16 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
     states = {name: folder / f"{name}.safetensors" for name in SHARES}
     runs = {
         "concepts": (train_teacher.main, []),
-        "prompts": (train_tracker.main, ["--teacher", os.fspath(states["concepts"])]),
+        "prompts": (
+            train_tracker.main,
+            ["--teacher", os.fspath(states["concepts"]), "--last", "0.4"],
+        ),
         "memory": (
             train_tracker.main,
-            ["--start", os.fspath(states["prompts"]), "--frames", "4", "--batch", "4"],
+            [
+                *("--start", os.fspath(states["prompts"]), "--frames", "4", "--batch", "4"),
+                *("--learning-rate", "5e-4", "--last", "0.25"),
+            ],
         ),
     }
     for name, (train_part, options) in runs.items():
