@@ -19,6 +19,7 @@ from efficientsam3_hf import (
 from efficientsam3_hf.data.collators import ImageCollator
 from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.models.memory_attention import Rotation
 from examples.miniature import __main__ as everything
 from examples.miniature import state, train_teacher
 from examples.miniature.lessons import where_terms
@@ -273,6 +274,24 @@ def test_stages_that_are_done_are_kept(tmp_path: Path, monkeypatch, capsys):
     name = "tracker.vision_encoder.neck.fpn_layers.0.proj1.weight"
     assert torch.equal(family.state_dict()[name].half(), prompts[f"average.{name}"])
     assert not torch.equal(family.state_dict()[name].half(), prompts[f"weights.{name}"])
+
+
+def test_memory_begins_with_what_lies_around(teacher: EfficientSam3Model):
+    tracker = with_tracker(teacher).tracker
+    attention = tracker.memory_attention.layers[1].cross_attn_image
+    rotation = Rotation.of_grid(tracker.config, torch.device("cpu"))
+    places = len(rotation.cosine)
+
+    queries, keys = (
+        rotation.turn(projection.bias.expand(1, 1, places, -1))
+        for projection in (attention.q_proj, attention.k_proj)
+    )
+    shares = (queries @ keys.transpose(-1, -2) * attention.scaling).softmax(-1)
+
+    side = tracker.config.grid_size
+    looked_at = shares.view(side, side, side, side)[4, 5]
+    assert looked_at[3:6, 4:7].sum() > 0.9
+    assert looked_at.argmax() == 4 * side + 5
 
 
 def test_transformers_takes_clicks_with_the_same_weights(teacher: EfficientSam3Model):
