@@ -261,6 +261,27 @@ def lay_out_memory(tracker: EfficientSam3TrackerVideoModel, peak: float = 1.5) -
             channels[:, :, :FAST_PAIRS, 0] = constant
 
 
+@torch.no_grad()
+def fit_memory(family: Family, num_scenes: int = 100) -> None:
+    """Let a new memory speak as loudly as what a trained neck says, which is left as it is.
+
+    Args:
+        family: Whose tracker answers boxes and clicks, and remembers nothing yet.
+        num_scenes: To measure with.
+    """
+    pictures = scenes(num_scenes, "train")
+    images = torch.stack([torch.from_numpy(pictures[i].image) for i in range(num_scenes)])
+    pixels = (images.movedim(-1, 1) / 127.5 - 1).to(family.detector.device)
+    coarse = family.tracker_features(family.see(pixels)).coarse
+    size = float(coarse.square().mean().sqrt())
+    encoder, attention = family.tracker.memory_encoder, family.tracker.memory_attention
+    encoder.feature_projection.weight.div_(size)
+    for layer in attention.layers:
+        for last in (layer.self_attn.o_proj, layer.cross_attn_image.o_proj, layer.linear2):
+            last.weight.mul_(size)
+    attention.layer_norm.weight.fill_(size)
+
+
 def waves(places: Tensor, width: int, most: float = 3.0) -> Tensor:
     """Sines and cosines (count, width) of (x, y) in [0, 1], from half a wave to `most` waves."""
     waves = torch.logspace(math.log10(0.5), math.log10(most), width // 4)
