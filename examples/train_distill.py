@@ -7,7 +7,8 @@
 
 A configuration is a YAML file with the sections `stage`, `student`, `teacher`, `data`, `training`,
 and `clips` for a stage of both images and clips. Each of their settings can be given as a flag,
-too, which goes before the file's: --SECTION.FIELD VALUE.
+too, which goes before the file's: --SECTION.FIELD VALUE. What is wrong with settings is said in a
+line; --debug shows where in the code it was found.
 """
 
 import argparse
@@ -17,12 +18,14 @@ from efficientsam3_hf.distillation.launch import explain, prepare
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        usage="%(prog)s --config FILE [--stage STAGE] [--SECTION.FIELD VALUE ...] | --help",
+        usage="%(prog)s --config FILE [--stage STAGE] [--SECTION.FIELD VALUE ...] [--debug]"
+        " | --help",
         add_help=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config")
     parser.add_argument("--stage")
+    parser.add_argument("--debug", action="store_true")
     parser.add_argument("--help", "-h", action="store_true")
     options, flags = parser.parse_known_args(arguments)
     try:
@@ -34,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
         run = prepare(options.config, flags)
         _ = run.trainer  # student, teacher and data, which settings may name wrongly
     except (ValueError, OSError, ImportError) as error:
+        if options.debug:
+            raise
         parser.error(str(error))
     run.train()
 

@@ -50,7 +50,7 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
             train_tracker.main,
             [
                 *("--start", os.fspath(states["prompts"]), "--frames", "4", "--batch", "4"),
-                *("--learning-rate", "5e-4", "--last", "0.25"),
+                *("--new-memory", "--learning-rate", "5e-4", "--last", "0.25"),
             ],
         ),
     }

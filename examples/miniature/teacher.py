@@ -32,6 +32,7 @@ GRID = SIDE // PATCH
 WIDTH = 64
 VIT_WIDTH, VIT_LAYERS = 128, 4
 ANCHORS = 5  # in a row of queries
+FAST_PAIRS = 4  # of channels that are turned far from one place to the next
 HEADS = {
     "hidden_size": WIDTH,
     "num_attention_heads": 4,
@@ -144,6 +145,7 @@ def with_tracker(model: EfficientSam3Model, seed: int = 0) -> Family:
     torch.manual_seed(seed)
     tracker = EfficientSam3TrackerVideoModel(tracker_config())
     scale_to_fan_in(tracker)
+    lay_out_memory(tracker)
     neck = model.vision_encoder.neck.state_dict()  # a good place to begin
     tracker.vision_encoder.neck.load_state_dict(neck)
     return Family(model, tracker)
@@ -237,6 +239,47 @@ def whiten_patches(model: EfficientSam3Model, num_scenes: int = 100) -> None:
     for layer in backbone.layers:
         layer.attention.o_proj.weight.mul_(0.3)
         layer.mlp.fc2.weight.mul_(0.3)
+
+
+@torch.no_grad()
+def lay_out_memory(tracker: EfficientSam3TrackerVideoModel, peak: float = 1.5) -> None:
+    """Let each place look at what is remembered of the places around it.
+
+    Queries and keys are turned by their positions, pair of channels by pair, each pair at a speed
+    of its own. The same constant in both adds `peak` times the cosine of how far apart two places
+    have been turned. Of the fastest pairs of either axis that falls off within two places.
+
+    Args:
+        tracker: With dense memory.
+        peak: What each pair adds to the score of a query and a key in the same place.
+    """
+    for layer in tracker.memory_attention.layers:
+        attention = layer.cross_attn_image
+        constant = (peak / attention.scaling) ** 0.5
+        for projection in (attention.q_proj, attention.k_proj):
+            channels = projection.bias.view(attention.num_heads, 2, -1, 2)  # head, axis, pair
+            channels[:, :, :FAST_PAIRS, 0] = constant
+
+
+@torch.no_grad()
+def fit_memory(family: Family, num_scenes: int = 100) -> None:
+    """Let a new memory speak as loudly as what a trained neck says, which is left as it is.
+
+    Args:
+        family: Whose tracker answers boxes and clicks, and remembers nothing yet.
+        num_scenes: To measure with.
+    """
+    pictures = scenes(num_scenes, "train")
+    images = torch.stack([torch.from_numpy(pictures[i].image) for i in range(num_scenes)])
+    pixels = (images.movedim(-1, 1) / 127.5 - 1).to(family.detector.device)
+    coarse = family.tracker_features(family.see(pixels)).coarse
+    size = float(coarse.square().mean().sqrt())
+    encoder, attention = family.tracker.memory_encoder, family.tracker.memory_attention
+    encoder.feature_projection.weight.div_(size)
+    for layer in attention.layers:
+        for last in (layer.self_attn.o_proj, layer.cross_attn_image.o_proj, layer.linear2):
+            last.weight.mul_(size)
+    attention.layer_norm.weight.fill_(size)
 
 
 def waves(places: Tensor, width: int, most: float = 3.0) -> Tensor:

@@ -4,7 +4,7 @@
         --folder outputs/tracker_images --frames 1 --minutes 30
     python -m examples.miniature.state outputs/tracker_images tracker_state.safetensors
     python -m examples.miniature.train_tracker --start tracker_state.safetensors \\
-        --folder outputs/tracker --frames 4 --batch 4 --minutes 60
+        --new-memory --folder outputs/tracker --frames 4 --batch 4 --minutes 60
 
 First boxes and clicks on single images, then memory on clips, where the neck stays too: so what
 students learn to see is settled before memory is. What is asked, and the losses of SAM 2, are those
@@ -41,7 +41,7 @@ from efficientsam3_hf.distillation.stage2_memory import (
 )
 
 from .state import import_state
-from .teacher import new_teacher, with_tracker
+from .teacher import fit_memory, new_teacher, with_tracker
 from .timekeeper import PastMixin, Timekeeper, add_common_options, common_arguments
 from .world import MOST_THINGS, SIDE, WORLD
 
@@ -134,6 +134,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument("--teacher", help="file of `state.py` with the concept model")
     parser.add_argument("--frames", type=int, default=1, help="of each clip")
+    parser.add_argument(
+        "--new-memory", action="store_true", help="with --start: memory has not been trained yet"
+    )
     return parser.parse_args(arguments)
 
 
@@ -143,6 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = last_checkpoint(options.folder)
     if checkpoint is None and options.start:
         import_state(trainer, options.start)
+        if options.new_memory:
+            fit_memory(trainer.family)
+            trainer.average.weights |= {
+                name: weight.detach().clone()
+                for name, weight in trainer.average.followed().items()
+                if name.startswith("tracker.memory_")
+            }
     elif checkpoint is None and options.teacher:
         import_state(trainer, options.teacher, is_trunk=True)
     trainer.train(resume_from_checkpoint=checkpoint)

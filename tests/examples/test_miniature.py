@@ -19,12 +19,14 @@ from efficientsam3_hf import (
 from efficientsam3_hf.data.collators import ImageCollator
 from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.family import Family
+from efficientsam3_hf.models.memory_attention import Rotation
 from examples.miniature import __main__ as everything
 from examples.miniature import state, train_teacher
 from examples.miniature.lessons import where_terms
 from examples.miniature.scores import score_concepts
 from examples.miniature.teacher import (
     as_transformers,
+    fit_memory,
     new_teacher,
     video_as_transformers,
     with_tracker,
@@ -286,6 +288,47 @@ def test_a_teacher_that_is_given_is_not_trained(tmp_path: Path, monkeypatch):
     everything.main(options)
 
     assert (tmp_path / "root" / "teacher" / "config.json").read_text() == "{}"
+
+
+def test_memory_begins_with_what_lies_around(teacher: EfficientSam3Model):
+    tracker = with_tracker(teacher).tracker
+    attention = tracker.memory_attention.layers[1].cross_attn_image
+    rotation = Rotation.of_grid(tracker.config, torch.device("cpu"))
+    places = len(rotation.cosine)
+
+    queries, keys = (
+        rotation.turn(projection.bias.expand(1, 1, places, -1))
+        for projection in (attention.q_proj, attention.k_proj)
+    )
+    shares = (queries @ keys.transpose(-1, -2) * attention.scaling).softmax(-1)
+
+    side = tracker.config.grid_size
+    looked_at = shares.view(side, side, side, side)[4, 5]
+    assert looked_at[3:6, 4:7].sum() > 0.9
+    assert looked_at.argmax() == 4 * side + 5
+
+
+def test_a_new_memory_is_heard(teacher: EfficientSam3Model):
+    family = with_tracker(teacher).eval()
+    with torch.no_grad():  # as large as a neck may become by training
+        family.tracker.vision_encoder.neck.fpn_layers[2].proj2.weight.mul_(20)
+    fit_memory(family, num_scenes=4)
+    pictures = scenes(2, "val")
+    pixels = torch.stack([torch.from_numpy(pictures[i].image) for i in range(2)])
+    pixels = pixels.movedim(-1, 1)[None] / 127.5 - 1  # a clip of two frames
+    masks = torch.zeros(1, 2, SIDE, SIDE)
+    masks[:, 0, :, : SIDE // 2] = masks[:, 1, :, SIDE // 2 :] = 1.0
+
+    with torch.no_grad():
+        seen = family.tracker.forward_clip(
+            pixels, input_masks=masks, output_conditioned_features=True
+        )
+
+    before, after = seen.conditioned_features  # without memory, and with
+    size = before.square().mean().sqrt()
+    assert size > 5
+    assert after.square().mean().sqrt() == pytest.approx(float(size), rel=0.2)
+    assert (after[:, 0] - after[:, 1]).square().mean().sqrt() > 0.1 * size
 
 
 def test_transformers_takes_clicks_with_the_same_weights(teacher: EfficientSam3Model):

@@ -290,6 +290,8 @@ def test_what_is_wrong_is_said_in_words(arguments, message, capsys):
 
     assert left.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+    with pytest.raises((ValueError, OSError)):
+        train_distill.main([*arguments, "--debug"])
 
 
 def test_help_knows_the_stage_in_both_forms(capsys):
