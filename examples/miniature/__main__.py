@@ -8,8 +8,11 @@ python -m examples.miniature --teacher examples/miniature/weights/teacher   # on
 import argparse
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from efficientsam3_hf.distillation.cache_command import CacheArguments, run
@@ -22,6 +25,7 @@ from .datasets import write_world
 from .results import write_results
 from .state import export_state, minutes_of
 from .students import ABLATIONS, MAIN, SEEDS, train
+from .timekeeper import add_common_options
 
 # Of the time there is. Memory goes on from prompts, whose minutes it counts in.
 SHARES = {"concepts": 0.6, "prompts": 0.2, "memory": 0.4}
@@ -31,7 +35,7 @@ CODECS = ("fp16", "int8")
 WHAT = ("teacher", "student", "seeds", "all")
 
 
-def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
+def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
     """Train concept model and tracker, and write the folder of both.
 
     Args:
@@ -41,7 +45,13 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
     """
     states = {name: folder / f"{name}.safetensors" for name in SHARES}
     runs = {
-        "concepts": (train_teacher.main, []),
+        "concepts": (
+            train_teacher.main,
+            [
+                *("--batch", "16", "--warm-up", "12000", "--enough", "0.6"),
+                *("--naming", "1500"),
+            ],
+        ),
         "prompts": (
             train_tracker.main,
             ["--teacher", os.fspath(states["concepts"]), "--last", "0.4"],
@@ -67,7 +77,17 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> Path:
     assert checkpoint is not None  # it was written just now
     family = Family.load(checkpoint)
     family.load_state_dict(load_file(Path(checkpoint) / EMA_FILE), strict=False)
-    return family.save(folder / "teacher")
+    with whole(folder / "teacher") as unfinished:
+        family.save(unfinished)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is there."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    unfinished.rename(folder)
 
 
 def write_caches(folder: Path) -> None:
@@ -90,10 +110,11 @@ def write_caches(folder: Path) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def read_options(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the whole, and those for the runs that train the teacher."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="Other options are those of train_teacher.py and train_tracker.py.",
+        epilog="Other options are those that train_teacher.py and train_tracker.py have both.",
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/miniature"))
     parser.add_argument(
@@ -104,13 +125,26 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", choices=WHAT, default="all", help="how far to go (%(default)s)")
     options, more = parser.parse_known_args(arguments)
-    folder = options.folder
+    common = argparse.ArgumentParser(prog=parser.prog, usage=parser.format_usage())
+    add_common_options(common)
+    options.cpu = common.parse_args(["--folder", "", *more]).cpu
+    return options, more
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options, more = read_options(arguments)
+    folder: Path = options.folder
     teacher = folder / "teacher"
-    if options.teacher is not None:
-        if not teacher.is_dir():
-            shutil.copytree(options.teacher, teacher)
-    elif not teacher.is_dir() or minutes_of(folder / "memory") < SHARES["memory"] * options.minutes:
+    if teacher.is_dir():
+        print("There is a teacher, which is taken as it is. Another one goes into another folder.")
+    elif options.teacher is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(teacher) as unfinished:
+            shutil.copytree(options.teacher, unfinished)
+    else:
+        threads = torch.get_num_threads()
         make_teacher(folder, options.minutes, more)
+        torch.set_num_threads(threads)  # of which its training takes one
     print(f"The teacher is in {teacher}.")
     if options.only == "teacher":
         return
@@ -122,9 +156,13 @@ def main(arguments: list[str] | None = None) -> None:
         *(SEEDS if with_seeds else [MAIN]),
         *(ABLATIONS if with_ablations else []),
     ):
-        train(student, folder, {})
-    print(f"Numbers are in {write_results(folder, with_seeds, with_ablations)}.")
-    report.main()
+        train(student, folder, {"training.use_cpu": "true"} if options.cpu else {})
+    results = write_results(folder, with_seeds, with_ablations, options.cpu)
+    print(f"Numbers are in {results}.")
+    if with_ablations:
+        report.main([str(folder)])
+    else:
+        print(f"Texts with them are written by `python -m examples.miniature.report {folder}`.")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def measure(
     output: Path,
     limit: int | None = None,
     draws: int = 1000,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Numbers of a folder, in percent, each with the ends of its interval of 95 %.
 
@@ -47,8 +48,9 @@ def measure(
         output: For predictions; a run that was stopped goes on from there.
         limit: Images and clips at most, the first ones.
         draws: Of the bootstrap.
+        device: Where to run.
     """
-    run = Run(os.fspath(model), output, draws=draws)
+    run = Run(os.fspath(model), output, device=device, draws=draws)
     numbers = {}
     for name, (task, kind, wanted) in TASKS.items():
         form = "saco" if kind == "images" else None

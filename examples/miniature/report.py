@@ -1,19 +1,27 @@
 """Tables and plots of what the miniature reaches, put into README and docs/miniature.md.
 
-python -m examples.miniature.report
+    python -m examples.miniature.report outputs/miniature
+    python -m examples.miniature.report   # again, of what is in results.json
+
+What `python -m examples.miniature` measured in a folder goes into `results.json` beside this file;
+what it did not measure stays there as it was.
 """
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from efficientsam3_hf.distillation.cache_files import write_json
+
 from .plots import draw_ablations, draw_stages
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs" / "miniature.md"
+PICTURES = ROOT / "docs" / "images"
 
 Results = Mapping[str, Any]
 NOTHING = "Nothing has been measured."
@@ -65,21 +73,48 @@ def aims(results: Results) -> str:
     def share(stage: str, metric: str) -> float:
         return 100 * value(results["stages"][stage], metric) / value(teacher, metric)
 
-    image_path = student["cost"]["image"] / teacher["cost"]["image"]
     rows = [
         *(
-            [f"teacher, {metric}", f"≥ {least}", shown(value(teacher, metric))]
+            [f"teacher, {metric}", f"≥ {least}", value(teacher, metric)]
             for metric, least in (("cgF1", 75), ("IL_MCC", 90), ("box mIoU", 88), ("J&F", 80))
         ),
         ["student after all stages, share of the teacher's cgF1", "≥ 95", share("joint", "cgF1")],
         ["after prompts, share of box mIoU", "≥ 97", share("prompts", "box mIoU")],
         ["after prompts, share of click mIoU", "≥ 97", share("prompts", "click mIoU")],
         ["after memory, share of J&F", "≥ 95", share("memory", "J&F")],
+        *gain_rows(results),
         ["student, phrases that name nothing, found", "≤ 2", value(student, "false positives")],
-        ["student, image path, FLOPs, share of the teacher's", "≤ 20", 100 * image_path],
+        [
+            "FLOPs of trunk and necks, share of the teacher's",
+            "≤ 20",
+            100 * flops(student, 0) / flops(teacher, 0),
+        ],
+        *(
+            [
+                f"FLOPs with {words}, share of the teacher's",
+                "",
+                100 * flops(student, phrases) / flops(teacher, phrases),
+            ]
+            for phrases, words in ((1, "one phrase"), (4, "four phrases"))
+        ),
     ]
     rows = [[shown(each) for each in row] for row in rows]
     return markdown(["in percent", "aim", "reached"], rows)
+
+
+def gain_rows(results: Results) -> list[list[Any]]:
+    """What distillation gives, where seeds and ablations were measured."""
+    if not (results.get("seeds") and results.get("ablations")):
+        return []
+    name, alone = next(iter(results["ablations"].items()))
+    of_seeds = results["seeds"]["cgF1"]
+    gain = fmean(of_seeds) - value(alone, "cgF1")
+    return [[f"student, cgF1 above that of “{name}”", f"> {stdev(of_seeds):.1f}", gain]]
+
+
+def flops(entry: Results, phrases: int) -> float:
+    """Of a picture and so many phrases."""
+    return entry["cost"]["image"] + phrases * entry["cost"]["phrase"]
 
 
 def seeds(results: Results) -> str:
@@ -113,10 +148,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(number: Any) -> str:
-    """A number in percent, a count, or a word."""
+    """A number in percent or a word."""
     if isinstance(number, float):
         return f"{number:.1f}"
-    return "–" if number is None else f"{number:,}" if isinstance(number, int) else str(number)
+    return "–" if number is None else str(number)
 
 
 def value(entry: Results, metric: str) -> float:
@@ -156,17 +191,32 @@ def with_tables(path: Path, results: Results) -> str:
     return text
 
 
-def main() -> None:
+def publish(folder: Path) -> None:
+    """Take over what was measured in the folder of a miniature."""
+    found = read_results(folder / RESULTS.name)
+    if not found:
+        raise FileNotFoundError(
+            f"Nothing was measured in {folder}: it has no {RESULTS.name}, which "
+            "`python -m examples.miniature` writes."
+        )
+    write_json(RESULTS, {**read_results(RESULTS), **found})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="of a miniature that was measured")
+    options = parser.parse_args(arguments)
+    if options.folder is not None:
+        publish(options.folder)
     results = read_results()
     for path in BLOCKS:
         path.write_text(with_tables(path, results), encoding="utf-8")
         print(f"{path} has the tables of {RESULTS.name}.")
-    pictures = DOCS.parent / "images"
-    pictures.mkdir(exist_ok=True)
+    PICTURES.mkdir(exist_ok=True)
     if "stages" in results:
-        draw_stages(results, pictures / "miniature_stages.png")
+        draw_stages(results, PICTURES / "miniature_stages.png")
     if results.get("ablations"):
-        draw_ablations(results, pictures / "miniature_ablations.png")
+        draw_ablations(results, PICTURES / "miniature_ablations.png")
 
 
 if __name__ == "__main__":

@@ -5,56 +5,74 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
+from efficientsam3_hf.benchmarks.where import best_device, hardware
 from efficientsam3_hf.distillation.cache_files import write_json
+from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 
 from .measure import METRICS, cost, measure
-from .report import RESULTS, read_results
-from .students import ABLATIONS, MAIN, SEEDS, Student, minutes_of
+from .report import RESULTS
+from .state import minutes_of as trained_minutes
+from .students import ABLATIONS, MAIN, SEEDS, Student, digest, minutes_of
 
 SPLIT = "test"  # that nothing was trained on or chosen by
 
 
-def scores_of(root: Path, folder: Path) -> dict[str, Any]:
+def scores_of(root: Path, folder: Path, device: str) -> dict[str, Any]:
     """What a model reaches, and what it costs; measured once.
 
     Args:
         root: Of the miniature.
         folder: Of the model, somewhere in it.
+        device: Where to measure.
     """
     place = root / "scores" / folder.relative_to(root)
     file = place / "scores.json"
-    if not file.is_file():
-        scores = measure(folder, root / "data", SPLIT, place)
-        write_json(file, {"scores": scores, "cost": cost(folder)})
-    return json.loads(file.read_text(encoding="utf-8"))
+    weights = digest(folder)
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["weights"] == weights:
+            return known
+    scores = measure(folder, root / "data", SPLIT, place, device=device)
+    known = {"weights": weights, "scores": scores, "cost": cost(folder)}
+    write_json(file, known)
+    return known
 
 
-def gather(root: Path, seeds: Sequence[Student], ablations: Sequence[Student]) -> dict[str, Any]:
+def gather(
+    root: Path, seeds: Sequence[Student], ablations: Sequence[Student], device: str
+) -> dict[str, Any]:
     """Measure everything that is there.
 
     Returns:
         `teacher`; `stages`, the student after each; `student`, its last; `seeds`, for each metric
         the numbers of all; `ablations`, by title; and `reported`, the numbers of tables, by model.
+        Nothing of seeds and ablations where there are none.
     """
-    teacher = scores_of(root, root / "teacher")
+    teacher = scores_of(root, root / "teacher", device)
     stages = {
-        stage: {**scores_of(root, folder), "minutes": minutes_of(folder)}
+        stage: {**scores_of(root, folder, device), "minutes": minutes_of(folder)}
         for stage, folder in MAIN.folders(root).items()
     }
     student = stages[MAIN.route[-1]]
-    of_seeds = [scores_of(root, each.last(root))["scores"] for each in seeds]
-    return {
+    found = {
         "split": SPLIT,
-        "teacher": teacher,
+        "machine": machine(device),
+        "teacher": {**teacher, "minutes": teacher_minutes(root)},
         "stages": stages,
         "student": student,
-        "seeds": {name: [each[name][0] for each in of_seeds] for name in METRICS},
-        "ablations": {each.title: scores_of(root, each.last(root)) for each in ablations},
-        "reported": {
-            "teacher": table_row(teacher),
-            "student": table_row(student),
-        },
+        "reported": {"teacher": table_row(teacher), "student": table_row(student)},
     }
+    if len(seeds) > 1:
+        scores = [scores_of(root, each.last(root), device)["scores"] for each in seeds]
+        found["seeds"] = {name: [each[name][0] for each in scores] for name in METRICS}
+    if ablations:
+        found["ablations"] = {
+            each.title: scores_of(root, each.last(root), device) for each in ablations
+        }
+    return found
 
 
 def table_row(entry: dict[str, Any]) -> dict[str, float]:
@@ -62,9 +80,26 @@ def table_row(entry: dict[str, Any]) -> dict[str, float]:
     return {name: round(value, 1) for name, (value, _, _) in entry["scores"].items()}
 
 
-def write_results(root: Path, with_seeds: bool, with_ablations: bool) -> Path:
-    """Measure and write `results.json`; what else it holds, of the shipped student, is kept."""
-    seeds = SEEDS if with_seeds else SEEDS[:1]
-    gathered = gather(root, seeds, ABLATIONS if with_ablations else ())
-    write_json(RESULTS, {**read_results(RESULTS), **gathered})
-    return RESULTS
+def machine(device: str) -> dict[str, str]:
+    """What measured."""
+    return {
+        "hardware": hardware(torch.device(device)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def teacher_minutes(root: Path) -> float | None:
+    """How long its training took; None where it was given."""
+    runs = [root / name for name in ("concepts", "memory")]  # memory counts in prompts
+    return sum(map(trained_minutes, runs)) if all(map(last_checkpoint, runs)) else None
+
+
+def write_results(
+    root: Path, with_seeds: bool, with_ablations: bool, is_on_cpu: bool = False
+) -> Path:
+    """Measure, and write `results.json` into the folder of the miniature."""
+    device = "cpu" if is_on_cpu else best_device()
+    found = gather(root, SEEDS if with_seeds else (), ABLATIONS if with_ablations else (), device)
+    write_json(root / RESULTS.name, found)
+    return root / RESULTS.name

@@ -1,83 +1,82 @@
 """Put a trained student into the package, as the model that runs when none is named.
 
-    python -m examples.miniature.ship outputs/miniature/student
-    python -m examples.miniature.ship outputs/miniature/student --half
+    python -m examples.miniature.ship outputs/miniature
     python -m examples.miniature.ship outputs/miniature/teacher --teacher
 
-Writes weights, configuration, processor, tokenizer and card, and into `results.json`, as `shipped`,
-what the student scores on the first scenes of the test split. A test measures that again. The
-teacher goes beside this file, for those who want to distil and not to train it.
+Writes weights in half precision, configuration, processor, tokenizer and card, and into
+`results.json`, as `shipped`, what the student scores on the first scenes and clips of the test
+split. A test measures that again. The teacher goes beside this file, for those who want to distil
+and not to train it.
 """
 
 import argparse
 import json
 import shutil
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from efficientsam3_hf import EfficientSam3Model, EfficientSam3Processor, zoo
-from efficientsam3_hf.benchmarks.images import PointedImages, pixels_of
-from efficientsam3_hf.benchmarks.loading import load
-from efficientsam3_hf.data.collators import ImageCollator
-from efficientsam3_hf.data.synthetic import Scenes
+from efficientsam3_hf import zoo
+from efficientsam3_hf.distillation.cache_files import write_json
 from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
-from efficientsam3_hf.evaluation.mask_iou import mask_iou
 
+from .datasets import write_world
+from .measure import METRICS, measure
 from .report import RESULTS, read_results, table
-from .scores import score_concepts
-from .world import MOST_THINGS, SIDE, WORLD, scenes
+from .students import MAIN, WEIGHTS_FILE, digest
+from .world import MOST_THINGS, SIDE, WORLD
 
 TEACHER = Path(__file__).parent / "weights" / "teacher"
 MOST_BYTES = 8_000_000
-WEIGHTS_FILE = "model.safetensors"
 KEPT = (
     *(WEIGHTS_FILE, "config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json"),
 )
-TEST_SCENES = 200
+SCENES, CLIPS = 200, 8
 # Points. The same weights on the same scenes give the same on one machine; on others, and with
 # other versions of torch, roundings tip a score over the threshold now and then. Of the 200 scenes,
 # one is half a point.
 NOISE = 1.0
+GOOD = tuple(name for name in METRICS if name != "false positives")  # the more the better
 
 
-def ship(source: Path, target: Path, results: Path = RESULTS, is_half: bool = False) -> Path:
+def ship(source: Path, target: Path, results: Path = RESULTS) -> Path:
     """Write the folder of the package, and record what it scores.
 
     Args:
-        source: Folder of a model, or of a run, whose last checkpoint is taken.
+        source: Folder of a miniature, whose main student is taken; or of a model, or of a run,
+            whose last checkpoint is taken.
         target: Folder to write; what is there goes.
         results: File of the record.
-        is_half: Whether to store weights in half precision. They are loaded in single precision.
     """
-    student = load_student(source)
+    student = load_student(MAIN.last(source) if (source / "students").is_dir() else source)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".shipping") as place:
         folder = Path(place) / target.name
         write_model(student, folder)
-        whole = score(folder) if is_half else None
-        if is_half:
-            halve(folder)
+        whole = score(folder, "val")
+        halve(folder)
+        check_losses(whole, score(folder, "val"))
         record = read_results(results)
         write_card(student, folder, record)
         check_size(folder)
-        scores = score(folder)
-        if whole is not None and any(scores[name] < whole[name] - NOISE for name in whole):
-            raise ValueError(f"Half precision costs too much: {scores} in place of {whole}.")
+        record["shipped"] = {"sha256": digest(folder), "scores": score(folder, "test")}
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(folder, target)
-    record["shipped"] = {"sha256": digest(target), "scenes": TEST_SCENES, **scores}
-    results.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(results, record)
     return target
+
+
+def check_losses(before: dict[str, float], after: dict[str, float]) -> None:
+    """Raise if half precision costs more than noise."""
+    lost = {name: before[name] - after[name] for name in GOOD}
+    if max(lost.values()) > NOISE:
+        raise ValueError(f"Half precision costs too much: {after} in place of {before}.")
 
 
 def ship_teacher(source: Path, target: Path = TEACHER) -> Path:
@@ -146,8 +145,8 @@ def check_size(folder: Path) -> None:
     if sum(sizes.values()) > MOST_BYTES:
         raise ValueError(
             f"{sum(sizes.values()) / 1e6:.2f} MB are more than the {MOST_BYTES / 1e6:.0f} MB that "
-            f"may come with the package, {sizes[WEIGHTS_FILE] / 1e6:.2f} of them weights. Store "
-            "these in half precision (--half), or train a smaller student."
+            f"may come with the package, {sizes[WEIGHTS_FILE] / 1e6:.2f} of them weights. Train a "
+            "smaller student."
         )
 
 
@@ -166,48 +165,24 @@ def write_card(student: Family, folder: Path, results: dict[str, Any]) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-@torch.no_grad()
-def score(folder: Path, count: int = TEST_SCENES) -> dict[str, float]:
-    """cgF1, and mean IoU of things under their boxes, in percent, in scenes of the test split."""
-    model = EfficientSam3Model.from_pretrained(folder)
-    collate = ImageCollator(EfficientSam3Processor.from_pretrained(folder), mask_size=(SIDE, SIDE))
-    asked = scenes(count, "test")
-    batches = (
-        collate([asked[index] for index in range(first, min(first + 20, count))])
-        for first in range(0, count, 20)
-    )
-    concepts = score_concepts(model, batches)
-
-    loaded = load(str(folder), "objects")
-    things = Scenes(count, "test", side=SIDE, most=MOST_THINGS, world=WORLD, ask="anything")
-    overlaps = []
-    for index in range(count):
-        sample = things[index]
-        instances = sample.queries[0].instances or []
-        boxes = [instance.box_xyxy for instance in instances]
-        masks = PointedImages.of(loaded, pixels_of([sample])).by_boxes(0, boxes)
-        pairs = zip(masks, instances, strict=True)
-        overlaps += [mask_iou(mask, instance.mask) for mask, instance in pairs]
-    scores = {"cgF1": concepts["cgF1"], "box mIoU": float(np.mean(overlaps))}
-    return {name: round(100 * value, 2) for name, value in scores.items()}
-
-
-def digest(folder: Path) -> str:
-    """What tells these weights from others."""
-    return sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+def score(folder: Path, split: str, sizes: tuple[int, int] = (SCENES, CLIPS)) -> dict[str, float]:
+    """What a model reaches on the first scenes and clips of a split, in percent."""
+    with TemporaryDirectory() as place:
+        data = write_world(Path(place) / "data", {split: sizes})
+        found = measure(folder, data, split, Path(place) / "scores", draws=1)
+    return {name: round(value, 2) for name, (value, _, _) in found.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of the student, or of its run")
-    parser.add_argument("--half", action="store_true", help="store in half precision")
+    parser.add_argument("folder", type=Path, help="of the miniature, or of one model")
     parser.add_argument("--teacher", action="store_true", help="it is the teacher")
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
     if options.teacher:
         print(ship_teacher(options.folder))
         return
-    folder = ship(options.folder, zoo.embedded(), is_half=options.half)
+    folder = ship(options.folder, zoo.embedded())
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{folder}: {size:.2f} MB, {read_results()['shipped']}")
 

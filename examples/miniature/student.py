@@ -77,7 +77,7 @@ def student_config(neck: str = "lateral", memory: str = "perceiver") -> Efficien
     )
 
 
-def write_student(folder: str | os.PathLike, neck: str, memory: str) -> Path:
+def write_student(folder: str | os.PathLike, neck: str) -> Path:
     """A folder with a configuration and no weights, of which `train_distill.py` makes a student."""
-    student_config(neck, memory).save_pretrained(folder)
+    student_config(neck).save_pretrained(folder)
     return Path(folder)

@@ -5,19 +5,22 @@ The stages are those of `examples/train_distill.py`, with the files of `configs/
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
 
 from efficientsam3_hf.distillation.cache_files import write_json
+from efficientsam3_hf.distillation.family import Family, new_student
 from efficientsam3_hf.distillation.launch import prepare
+from efficientsam3_hf.distillation.memory_terms import MEMORY_PARTS
 from efficientsam3_hf.distillation.memory_terms import TERMS as MEMORY_TERMS
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
-from efficientsam3_hf.distillation.stage3_concepts import MAP_TERMS
+from efficientsam3_hf.distillation.stage3_concepts import MAP_TERMS, ConceptTrainer
 
-from .student import write_student
+from .student import student_config, write_student
 
 CONFIGS = Path(__file__).parent / "configs"
 ROUTE = {
@@ -28,9 +31,10 @@ ROUTE = {
     "joint": "stage3_joint",
 }
 DONE = "done.json"
+WEIGHTS_FILE = "model.safetensors"
 FOLDER = "{folder}"
 
-Flags = Mapping[str, str]
+Flags = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Student:
 
     Args:
         title: Of the row.
-        neck, memory: As in `student_config`.
+        neck, memory: As in `student_config`; of memory there is none before its stage.
         seed: Of weights and data.
         route: Its stages, keys of `ROUTE`, in their order.
         changes: Stage -> what is otherwise.
@@ -67,18 +71,21 @@ class Student:
 
     def new(self, root: Path) -> Path:
         """Folder of its configuration."""
-        return root / "students" / f"{self.neck}-{self.memory}-{self.seed}"
+        return root / "students" / f"{self.neck}-{self.seed}"
 
     def folders(self, root: Path) -> dict[str, Path]:
         """Stage -> its folder. What students have in common up to a stage is made once.
 
         >>> Student("a", route=("image", "joint")).folders(Path("m"))["joint"].as_posix()
-        'm/students/lateral-perceiver-0/image.joint'
+        'm/students/lateral-0/image.joint'
         """
         names: list[str] = []
         folders = {}
         for stage in self.route:
-            names.append(f"{stage}-{self.changes[stage].name}" if stage in self.changes else stage)
+            other = self.changes[stage].name if stage in self.changes else ""
+            if stage == "memory" and self.memory != "perceiver":
+                other = self.memory
+            names.append(f"{stage}-{other}" if other else stage)
             folders[stage] = self.new(root) / ".".join(names)
         return folders
 
@@ -92,10 +99,9 @@ def settings_of(stage: str) -> dict:
     return yaml.safe_load((CONFIGS / f"{ROUTE[stage]}.yaml").read_text(encoding="utf-8"))
 
 
-def without(name: str, terms: Iterable[str], **flags: str) -> dict[str, Change]:
-    """Stage 3 without some terms of its loss."""
-    weights = {"training.loss_weights": json.dumps(dict.fromkeys(terms, 0.0))}
-    return {"joint": Change(name, {**weights, **flags})}
+def zero(terms: Iterable[str]) -> dict[str, str]:
+    """Leave terms of a loss out."""
+    return {"training.loss_weights": json.dumps(dict.fromkeys(terms, 0.0))}
 
 
 def from_cache(codec: str) -> dict[str, Change]:
@@ -109,28 +115,64 @@ MAIN = Student("student")
 SEEDS = (MAIN, Student("student, seed 1", seed=1), Student("student, seed 2", seed=2))
 
 # What stage 3 has of the teacher.
-OF_CLIPS = tuple(
-    f"clip_{name}"
-    for name in MEMORY_TERMS
-    if name in ("features", "pointers") or name.startswith("teacher_")
+OF_ANSWERS = (
+    *CONCEPT_TERMS,
+    *(f"clip_{name}" for name in MEMORY_TERMS if name.startswith("teacher_")),
 )
-ALL_STEPS = sum(settings_of(stage)["training"]["max_steps"] for stage in ROUTE)
+OF_TEACHER = (*OF_ANSWERS, *MAP_TERMS, "clip_features", "clip_pointers")
+
+STEPS = {stage: settings_of(stage)["training"]["max_steps"] for stage in ROUTE}
+# Stage 3 for a student that has learned nothing before: batch norms measure, and the text tower
+# learns, too.
+FROM_NOTHING: dict[str, str | Sequence[str]] = {
+    "training.freeze_norms": "false",
+    "training.trained_parts": (
+        *ConceptTrainer.trained_parts,
+        *("text", "tracker_neck"),
+        *MEMORY_PARTS,
+    ),
+    "training.learning_rate": "1e-3",
+}
+POSITIVES = {"data.negatives": "0"}
 
 ABLATIONS = (
     Student(
-        # It begins with the teacher's heads all the same, and its steps are all of the dear kind.
-        "no distillation: ground truth alone, as many steps",
+        "no distillation: the truth alone, as many steps as all stages",
         route=("joint",),
-        changes=without(
-            "truth-alone",
-            (*CONCEPT_TERMS, *MAP_TERMS, *OF_CLIPS),
-            **{"training.max_steps": str(ALL_STEPS)},
-        ),
+        changes={
+            "joint": Change(
+                "truth-alone",
+                {
+                    **FROM_NOTHING,
+                    **zero(OF_TEACHER),
+                    "training.max_steps": str(sum(STEPS.values())),
+                },
+            )
+        },
     ),
-    Student("without stage 1", route=("memory", "joint")),
+    Student(
+        "stage 3 alone, as many steps as stages 2 and 3",
+        route=("joint",),
+        changes={
+            "joint": Change(
+                "alone",
+                {**FROM_NOTHING, "training.max_steps": str(STEPS["memory"] + STEPS["joint"])},
+            )
+        },
+    ),
     Student("without prompts in the loop", route=("image", "text", "memory", "joint")),
-    Student("without negatives", changes={"joint": Change("positives", {"data.negatives": "0"})}),
-    Student("without distillation of heads", changes=without("no-heads", CONCEPT_TERMS)),
+    Student(
+        "without negatives",
+        changes={
+            "prompts": Change("positives", POSITIVES),
+            # Nothing to calibrate with.
+            "joint": Change("positives", {**POSITIVES, "calibration.share": "0"}),
+        },
+    ),
+    Student(
+        "stage 3 without the teacher's answers",
+        changes={"joint": Change("no-answers", zero(OF_ANSWERS))},
+    ),
     Student("dense memory", memory="dense"),
     Student("neck of SAM 3", neck="sam3"),
     Student("neck of SAM 3, from a cache of 16 bits", neck="sam3", changes=from_cache("fp16")),
@@ -146,29 +188,68 @@ def train(student: Student, root: Path, more: Flags) -> None:
         root: Folder of the whole miniature, with `teacher` and `data`.
         more: Flags for every stage.
     """
+    teacher = root / "teacher"
+    weights = digest(teacher)
     parent = student.new(root)
     if not parent.is_dir():
-        write_student(parent, student.neck, student.memory)
+        write_student(parent, student.neck)
     for stage, folder in student.folders(root).items():
-        if not (folder / DONE).is_file():
+        if stage == "memory" and student.memory != "perceiver":
+            parent = with_memory(student, parent, teacher, root)
+        if (folder / DONE).is_file():
+            check_teacher(folder, weights)
+        else:
             print(f"{student.title}, {stage}: {folder}", flush=True)
             change = student.changes.get(stage, Change("", {}))
-            flags = {
+            flags: dict[str, str | Sequence[str]] = {
                 **paths(stage, root / "data"),
                 "student.name": str(parent),
                 "student.pretrained_trunk": "false",  # nothing is downloaded
-                "teacher.name": str(root / "teacher"),
+                "teacher.name": str(teacher),
                 "training.output_dir": str(folder),
                 "training.resume_from_checkpoint": "true",  # if it was stopped
                 "training.seed": str(student.seed),
-                **{name: value.replace(FOLDER, str(root)) for name, value in change.flags.items()},
+                **change.flags,
                 **more,
             }
-            words = [word for name, value in flags.items() for word in (f"--{name}", value)]
             began = time.monotonic()
-            prepare(CONFIGS / f"{ROUTE[stage]}.yaml", words).train()
-            write_json(folder / DONE, {"minutes": (time.monotonic() - began) / 60})
+            prepare(CONFIGS / f"{ROUTE[stage]}.yaml", words_of(flags, root)).train()
+            minutes = (time.monotonic() - began) / 60
+            write_json(folder / DONE, {"minutes": minutes, "teacher": weights})
         parent = folder
+
+
+def words_of(flags: Flags, root: Path) -> list[str]:
+    """Flags as words of a command line."""
+    words = []
+    for name, value in flags.items():
+        values = [value] if isinstance(value, str) else value
+        words += [f"--{name}", *(each.replace(FOLDER, str(root)) for each in values)]
+    return words
+
+
+def with_memory(student: Student, parent: Path, teacher: Path, root: Path) -> Path:
+    """The folder of a student as it is before its memory, with another kind of memory."""
+    folder = student.new(root) / f"{parent.name}-{student.memory}"
+    if not folder.is_dir():
+        family = new_student(Family.load(teacher), student_config(student.neck, student.memory))
+        family.take(Family.load(parent).state_dict(), strict=False)
+        family.save(folder)
+    return folder
+
+
+def digest(folder: Path) -> str:
+    """What tells the weights in a folder from others."""
+    return sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def check_teacher(folder: Path, weights: str) -> None:
+    """Raise if a stage was distilled from another teacher."""
+    if json.loads((folder / DONE).read_text(encoding="utf-8"))["teacher"] != weights:
+        raise ValueError(
+            f"{folder} was distilled from another teacher than the one that is there now. Remove "
+            "it, or take another folder for the whole."
+        )
 
 
 def minutes_of(folder: Path) -> float:

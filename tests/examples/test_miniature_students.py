@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from efficientsam3_hf.data.loading import load
 from efficientsam3_hf.data.phrases import PhraseList
@@ -13,7 +14,17 @@ from examples.miniature import results
 from examples.miniature.datasets import phrases, write_world
 from examples.miniature.measure import METRICS, cost, measure
 from examples.miniature.student import student_config
-from examples.miniature.students import ABLATIONS, MAIN, ROUTE, SEEDS, Change, Student, train
+from examples.miniature.students import (
+    ABLATIONS,
+    FROM_NOTHING,
+    MAIN,
+    ROUTE,
+    SEEDS,
+    Change,
+    Student,
+    check_teacher,
+    train,
+)
 from examples.miniature.teacher import new_teacher, with_tracker
 from examples.miniature.world import SIDE, WORDS, scenes
 
@@ -84,8 +95,9 @@ def test_students_share_the_stages_that_they_have_in_common():
     assert list(main) == list(ROUTE)
     for row in ABLATIONS:
         common = [stage for stage in ROUTE if main.get(stage) == folders[row.title].get(stage)]
-        if "joint" in row.changes and row.route == MAIN.route:
-            assert common == ["image", "text", "prompts", "memory"]
+        if row.route == MAIN.route and row.neck == MAIN.neck:
+            first = next(iter(row.changes), "memory")
+            assert common == list(ROUTE)[: list(ROUTE).index(first)]
     changed = Student("", changes={"image": Change("x", {})}).folders(Path("m"))
     assert not set(changed.values()) & set(main.values())
 
@@ -100,13 +112,44 @@ def test_a_student_goes_through_all_stages_and_is_measured(root: Path, monkeypat
         assert (folder / "done.json").read_text() == stamp
         assert Family.load(folder).has_video
 
-    monkeypatch.setattr(results, "RESULTS", root / "results.json")
-    monkeypatch.setattr(results, "measure", lambda *args: measure(*args, limit=1, draws=2))
+    dense = next(row for row in ABLATIONS if row.memory == "dense")
+    train(dense, root, FEW)
+    shared = Family.load(MAIN.folders(root)["prompts"]).state_dict()
+    before = Family.load(dense.new(root) / "image.text.prompts-dense")
+    assert before.tracker.config.memory == "dense"
+    for name, weight in before.state_dict().items():
+        if "vision_encoder" in name:
+            assert torch.equal(weight, shared[name])
+    assert Family.load(dense.last(root)).tracker.config.memory == "dense"
+
+    monkeypatch.setattr(results, "measure", lambda *args, **more: measure(*args, limit=1, draws=2))
     file = results.write_results(root, with_seeds=False, with_ablations=False)
     written = json.loads(file.read_text())
     assert list(written["stages"]) == list(ROUTE)
     assert set(written["reported"]["student"]) == set(METRICS)
     assert written["student"]["cost"]["image"] < written["teacher"]["cost"]["image"]
+
+
+@pytest.mark.slow
+def test_a_student_of_the_truth_alone_learns_all_that_it_has(root: Path):
+    alone = ABLATIONS[0]
+    train(alone, root, FEW)
+
+    learned = Family.load(alone.last(root)).state_dict()
+    fresh = new_student(Family.load(root / "teacher"), student_config()).state_dict()
+    norms = [name for name in fresh if name.endswith("running_mean")]
+    assert norms
+    for name in norms:  # zero in one that has seen nothing
+        assert learned[name].abs().max() > 0, name
+    trained = Family.load(alone.last(root)).set_trainable(FROM_NOTHING["training.trained_parts"])
+    assert any(name.startswith("detector.text_encoder.") for name in trained)
+
+
+def test_a_stage_of_another_teacher_is_refused(tmp_path: Path):
+    (tmp_path / "done.json").write_text('{"minutes": 1.0, "teacher": "other"}')
+
+    with pytest.raises(ValueError, match="distilled from another teacher"):
+        check_teacher(tmp_path, "this")
 
 
 def test_images_of_the_student_are_as_its_configuration_says():

@@ -28,7 +28,7 @@ def student(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    monkeypatch.setattr(ship, "score", lambda folder: {"cgF1": 50.0, "box mIoU": 60.0})
+    monkeypatch.setattr(ship, "score", lambda folder, split: dict.fromkeys(METRICS, 50.0))
 
 
 # The regression test of the package: what was recorded when the student was shipped is reached.
@@ -42,20 +42,22 @@ def test_the_shipped_student_is_as_good_as_recorded():
         "measures what it puts there."
     )
 
-    scores = ship.score(zoo.embedded(), recorded["scenes"])
+    scores = ship.score(zoo.embedded(), "test")
 
-    for name, value in scores.items():
-        assert value >= recorded[name] - ship.NOISE, f"{name}: {value} after {recorded[name]}"
+    for name in ship.GOOD:
+        least = recorded["scores"][name] - ship.NOISE
+        assert scores[name] >= least, f"{name}: {scores[name]} after {recorded['scores'][name]}"
+    assert scores["false positives"] <= recorded["scores"]["false positives"] + ship.NOISE
 
 
 def test_the_shipped_student_is_the_reported_one():
     results = report.read_results()
 
     # Three standard deviations of a mean over 200 scenes: of 400 phrases that name something, of
-    # which each is found or not, and of 500 things with an IoU that deviates by 0.15.
-    for name, noise in (("cgF1", 6.0), ("box mIoU", 2.0)):
+    # which each is found or not, and of 250 things with an IoU that deviates by 0.15.
+    for name, noise in (("cgF1", 6.0), ("box mIoU", 3.0)):
         reported = results["reported"]["student"][name]
-        assert results["shipped"][name] == pytest.approx(reported, abs=noise)
+        assert results["shipped"]["scores"][name] == pytest.approx(reported, abs=noise)
 
 
 @pytest.mark.parametrize("path", report.BLOCKS, ids=lambda path: path.name)
@@ -74,12 +76,12 @@ def test_a_student_is_put_into_the_package(student, tmp_path, quick):
     target.mkdir(parents=True)
     (target / "old.txt").write_text("goes")
 
-    ship.ship(student, target, results, is_half=True)
+    ship.ship(student, target, results)
 
     assert {path.name for path in target.iterdir()} == {*ship.KEPT, "README.md"}
     record = json.loads(results.read_text())
     assert record["seeds"] == [1]
-    assert record["shipped"]["cgF1"] == 50.0
+    assert record["shipped"]["scores"]["cgF1"] == 50.0
     assert record["shipped"]["sha256"] == ship.digest(target)
     assert "| teacher | 80.0 |" in (target / "README.md").read_text()
     stored = load_file(target / ship.WEIGHTS_FILE)
@@ -90,12 +92,15 @@ def test_a_student_is_put_into_the_package(student, tmp_path, quick):
         torch.testing.assert_close(shipped.state_dict()[name], weight, atol=1e-3, rtol=1e-3)
 
 
-def test_a_student_that_is_too_large_is_refused_and_leaves_what_was_there(student, tmp_path, quick):
+def test_a_student_that_is_too_large_is_refused_and_leaves_what_was_there(
+    student, tmp_path, quick, monkeypatch
+):
+    monkeypatch.setattr(ship, "MOST_BYTES", 4_000_000)
     target = tmp_path / "efficientsam3-miniature"
     target.mkdir()
     (target / "old.txt").write_text("stays")
 
-    with pytest.raises(ValueError, match=r"9\.\d\d MB are more than the 8 MB .* \(--half\)"):
+    with pytest.raises(ValueError, match=r"4\.\d\d MB are more than the 4 MB"):
         ship.ship(student, target, tmp_path / "results.json")
 
     assert [path.name for path in tmp_path.iterdir()] == ["efficientsam3-miniature"]
@@ -103,11 +108,11 @@ def test_a_student_that_is_too_large_is_refused_and_leaves_what_was_there(studen
 
 
 def test_half_precision_that_costs_points_is_refused(student, tmp_path, monkeypatch):
-    scores = iter([{"cgF1": 50.0}, {"cgF1": 48.9}])
-    monkeypatch.setattr(ship, "score", lambda folder: next(scores))
+    scores = iter([dict.fromkeys(METRICS, 50.0), {**dict.fromkeys(METRICS, 50.0), "J&F": 48.9}])
+    monkeypatch.setattr(ship, "score", lambda folder, split: next(scores))
 
     with pytest.raises(ValueError, match="Half precision costs too much"):
-        ship.ship(student, tmp_path / "target", tmp_path / "results.json", is_half=True)
+        ship.ship(student, tmp_path / "target", tmp_path / "results.json")
 
     assert not list(tmp_path.iterdir())
 
@@ -146,11 +151,25 @@ def test_averaged_weights_are_what_is_shipped(student, tmp_path):
 
 
 def test_scores_are_those_of_the_weights(student):
-    scores = ship.score(student, 2)
+    scores = ship.score(student, "val", (2, 1))
 
-    assert scores.keys() == {"cgF1", "box mIoU"}
+    assert scores.keys() == set(METRICS)
     assert scores["cgF1"] < 20  # it has learned nothing
     assert 0 < scores["box mIoU"] < 80
+
+
+def test_what_was_measured_is_published_and_the_rest_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results.json")
+    report.RESULTS.write_text('{"shipped": 1, "student": 2}')
+    folder = tmp_path / "miniature"
+    folder.mkdir()
+    (folder / "results.json").write_text('{"student": 3}')
+
+    report.publish(folder)
+
+    assert json.loads(report.RESULTS.read_text()) == {"shipped": 1, "student": 3}
+    with pytest.raises(FileNotFoundError, match="Nothing was measured"):
+        report.publish(tmp_path / "nowhere")
 
 
 def test_a_text_without_a_block_for_the_table_is_an_error():
@@ -161,7 +180,7 @@ def test_a_text_without_a_block_for_the_table_is_an_error():
 def test_tables_and_plots_say_what_was_measured(tmp_path):
     def entry(number: float, flops: int) -> dict:
         scores = {name: [number, number - 2.0, number + 4.0] for name in METRICS}
-        return {"scores": scores, "cost": {"image": flops}, "minutes": 5.25}
+        return {"scores": scores, "cost": {"image": flops, "phrase": 10}, "minutes": 5.25}
 
     stages = {stage: entry(70.0 + place, 20) for place, stage in enumerate(ROUTE)}
     results = {
@@ -175,7 +194,9 @@ def test_tables_and_plots_say_what_was_measured(tmp_path):
     assert "| image | 5.2 | 70.0 ± 3.0 |" in report.stages(results)
     aims = report.aims(results)
     assert "| student after all stages, share of the teacher's cgF1 | ≥ 95 | 92.5 |" in aims
-    assert "| student, image path, FLOPs, share of the teacher's | ≤ 20 | 10.0 |" in aims
+    assert "| FLOPs of trunk and necks, share of the teacher's | ≤ 20 | 10.0 |" in aims
+    assert "| FLOPs with four phrases, share of the teacher's | | 25.0 |" in aims
+    assert "| student, cgF1 above that of “no stage 1” | > 2.0 | 32.0 |" in aims
     assert "| cgF1 | 74.0 | 70.0 | 72.0 | 72.0 | 2.0 |" in report.seeds(results)
     assert "| no stage 1 | 40.0 ± 3.0 |" in report.ablations(results)
     results["seeds"]["J&F"] = [74.0]
