@@ -4,6 +4,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNS := $(VENV)/.runs
 
 # One thread per test process: two that each start a thread per core only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -20,14 +21,23 @@ help: ## Print this list
 setup: $(STAMP) ## Create .venv and install the package with its development tools
 
 # pyproject.toml is what the environment depends on; the code itself is installed in place.
+define INSTALL
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+@echo "Installing into $(VENV); the first time takes some minutes."
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+endef
+
 $(STAMP): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	@echo "Installing into $(VENV); the first time takes some minutes."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) '.[dev]'
+	@touch $@ $(RUNS)
+
+# What running models takes, and no more.
+$(RUNS): pyproject.toml
+	$(INSTALL) '.[video]'
 	@touch $@
 
-demo: $(STAMP) ## Segment a picture and follow a phrase through a clip
+demo: $(RUNS) ## Segment a picture and follow a phrase through a clip
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 check: $(STAMP) ## Format, lint, types and import layers
@@ -53,8 +63,9 @@ FOLDER ?= outputs/miniature
 MINUTES ?= 240
 ONLY ?= all
 
-miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=..., ONLY=...)
-	$(BIN)/python -m examples.miniature --folder $(FOLDER) --minutes $(MINUTES) --only $(ONLY)
+miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=..., ONLY=..., TEACHER=...)
+	$(BIN)/python -m examples.miniature --folder $(FOLDER) --minutes $(MINUTES) --only $(ONLY) \
+		$(if $(TEACHER),--teacher $(TEACHER))
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf $(VENV) tests/.transformers-common build dist

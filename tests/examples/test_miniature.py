@@ -290,6 +290,14 @@ def test_a_teacher_that_is_given_is_not_trained(tmp_path: Path, monkeypatch):
     assert (tmp_path / "root" / "teacher" / "config.json").read_text() == "{}"
 
 
+def test_a_wrong_option_is_an_error_before_anything_is_trained(tmp_path: Path, capsys):
+    for wrong in (["--onyl", "student"], ["--naming", "5"], ["--batch", "many"]):
+        with pytest.raises(SystemExit):
+            everything.main(["--folder", str(tmp_path / "root"), *wrong])
+        assert wrong[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_memory_begins_with_what_lies_around(teacher: EfficientSam3Model):
     tracker = with_tracker(teacher).tracker
     attention = tracker.memory_attention.layers[1].cross_attn_image
