@@ -45,6 +45,7 @@ from .teacher import fit_memory, new_teacher, with_tracker
 from .timekeeper import PastMixin, Timekeeper, add_common_options, common_arguments
 from .world import MOST_THINGS, SIDE, WORLD
 
+HELD_OUT_FRAMES = 8
 TERMS = ("focal", "dice", "iou", "object")
 HEADS = ("tracker.prompt_encoder.*", "tracker.mask_decoder.*", "tracker.mask_downsample.*")
 
@@ -115,7 +116,7 @@ def build_trainer(options: argparse.Namespace) -> TrackerTrainer:
         train_dataset=clips(10_000_000, "train", options.frames),
         data_collator=collate,
     )
-    held_out = clips(options.held_out, "val", 1 if is_still else 2 * options.frames)
+    held_out = clips(options.held_out, "val", 1 if is_still else HELD_OUT_FRAMES)
     samples = [held_out[index] for index in range(len(held_out))]
     batches = [collate(samples[first : first + 10]) for first in range(0, len(samples), 10)]
 
