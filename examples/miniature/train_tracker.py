@@ -40,6 +40,7 @@ from efficientsam3_hf.distillation.stage2_memory import (
     MemoryDistillationTrainer,
 )
 
+from .datasets import FRAMES
 from .state import import_state
 from .teacher import fit_memory, new_teacher, with_tracker
 from .timekeeper import PastMixin, Timekeeper, add_common_options, common_arguments
@@ -56,10 +57,27 @@ class TrackerTrainer(PastMixin, MemoryDistillationTrainer):
     stage = "miniature teacher: tracker"
 
 
-def clips(length: int, split: str, frames: int) -> Clips:
-    """Clips of the world."""
+def clips(length: int, split: str, frames: int, most_step: int = 1) -> Clips:
+    """Pieces of clips of the world.
+
+    Args:
+        length: Number of them.
+        split: Of the world.
+        frames: Of each; one alone is the first of its clip.
+        most_step: From one to the next there are up to so many frames of a whole clip.
+    """
+    spans = (1.0, 1.0)
+    if frames > 1:
+        least = (frames - 1) / (FRAMES - 1)
+        spans = (least, min(1.0, most_step * least))
     return Clips(
-        length, split, side=SIDE, num_frames=frames, least=2, most=MOST_THINGS, world=WORLD
+        *(length, split),
+        side=SIDE,
+        num_frames=frames,
+        least=2,
+        most=MOST_THINGS,
+        world=WORLD,
+        spans=spans,
     )
 
 
@@ -113,7 +131,7 @@ def build_trainer(options: argparse.Namespace) -> TrackerTrainer:
     trainer = TrackerTrainer(
         family,
         arguments,
-        train_dataset=clips(10_000_000, "train", options.frames),
+        train_dataset=clips(10_000_000, "train", options.frames, most_step=2),
         data_collator=collate,
     )
     held_out = clips(options.held_out, "val", 1 if is_still else HELD_OUT_FRAMES)

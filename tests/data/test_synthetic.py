@@ -1,6 +1,7 @@
 """The synthetic world: exact, repeatable, and hard where it should be."""
 
 import time
+from itertools import pairwise
 from collections import Counter
 
 import numpy as np
@@ -259,6 +260,20 @@ def test_phrases_of_clips_name_what_is_seen_and_negatives_nothing():
     assert all(query.phrase for query in queries)
     assert all(masklet.rles for query in queries for masklet in query.masklets)
     assert sum(query.is_negative for query in queries) == 20
+
+
+def test_a_clip_may_show_a_part_of_its_motion():
+    def moved(**options) -> float:
+        steps = []
+        for sample in (Clips(20, side=64, num_frames=4, **options)[index] for index in range(20)):
+            for each in sample.masklets:
+                middles = [np.argwhere(decode_rle(rle)).mean(0) for rle in each.rles.values()]
+                steps += [np.linalg.norm(a - b) for a, b in pairwise(middles)]
+        return float(np.mean(steps))
+
+    assert moved(spans=(0.25, 0.25)) < 0.5 * moved()
+    with pytest.raises(ValueError, match="two shares of a motion"):
+        Clips(3, spans=(0.5, 0.2))
 
 
 def test_scenes_are_drawn_faster_than_models_learn():

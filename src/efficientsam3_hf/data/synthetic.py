@@ -130,6 +130,8 @@ class Clips(Dataset):
         negatives: Phrases that name nothing.
         world: What things there are and how they are named.
         ask: "phrases", or "anything" for one query without phrase for all things.
+        spans: Least and greatest share of its motion that a clip shows, from anywhere in it: in a
+            smaller one things move less from frame to frame.
     """
 
     def __init__(
@@ -146,17 +148,31 @@ class Clips(Dataset):
         negatives: int = 1,
         world: World | None = None,
         ask: str = "anything",
+        spans: tuple[float, float] = (1.0, 1.0),
     ):
         check_choice("split", split, SPLITS)
         check_choice("ask", ask, ("phrases", "anything"))
+        if not 0 < spans[0] <= spans[1] <= 1:
+            raise ValueError(f"spans={spans} must be two shares of a motion, the least first.")
         check_numbers(least, most, 2)
         self.length, self.split, self.seed, self.side = length, split, seed, side
         self.least, self.most, self.world = least, most, world or World()
         self.num_frames, self.annotate_every = num_frames, annotate_every
         self.positives, self.negatives, self.ask = positives, negatives, ask
+        self.spans = spans
 
     def __len__(self) -> int:
         return self.length
+
+    def times(self, generator: np.random.Generator) -> np.ndarray:
+        """Of each frame, from 0 to 1 through the motion."""
+        if self.spans[0] == 1:
+            first, last = 0.0, 1.0
+        else:
+            span = generator.uniform(*self.spans)
+            first = generator.uniform(0, 1 - span)
+            last = first + span
+        return np.linspace(first, last, self.num_frames)
 
     def __getitem__(self, index: int) -> ClipSample:
         # Clips are no continuation of the scenes with the same seed.
@@ -170,12 +186,12 @@ class Clips(Dataset):
             for number, path in enumerate(paths)
         ]
         frames = []
-        for frame in range(self.num_frames):
+        for frame, time in enumerate(self.times(generator)):
             image = ground.copy()
             labels = np.zeros((self.side, self.side), dtype=np.uint8)
             outlines = {}
             for number, path in enumerate(paths, start=1):
-                thing = place_at(path, frame / max(1, self.num_frames - 1))
+                thing = place_at(path, float(time))
                 outline = silhouette(thing, self.side)
                 if outline is not None:
                     paint(image, thing, outline)
