@@ -1,8 +1,8 @@
 """The synthetic world: exact, repeatable, and hard where it should be."""
 
 import time
-from itertools import pairwise
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
