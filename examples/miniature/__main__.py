@@ -27,8 +27,10 @@ from .state import export_state, minutes_of
 from .students import ABLATIONS, MAIN, SEEDS, train
 from .timekeeper import add_common_options
 
-# Of the time there is. Memory goes on from prompts, whose minutes it counts in.
-SHARES = {"concepts": 0.6, "prompts": 0.2, "memory": 0.4}
+# Of the time there is. Memory goes on from prompts, and long from memory, with longer pieces of
+# clips; each counts in the minutes of those before it.
+SHARES = {"concepts": 0.55, "prompts": 0.2, "memory": 0.3, "long": 0.45}
+LAST = "long"
 
 CODECS = ("fp16", "int8")
 
@@ -59,8 +61,15 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
         "memory": (
             train_tracker.main,
             [
-                *("--start", os.fspath(states["prompts"]), "--frames", "4", "--batch", "4"),
-                *("--new-memory", "--learning-rate", "5e-4", "--last", "0.25"),
+                *("--start", os.fspath(states["prompts"]), "--new-memory"),
+                *("--frames", "4", "--batch", "4", "--learning-rate", "5e-4"),
+            ],
+        ),
+        "long": (
+            train_tracker.main,
+            [
+                *("--start", os.fspath(states["memory"]), "--frames", "8", "--batch", "2"),
+                *("--learning-rate", "3e-4", "--last", "0.13"),
             ],
         ),
     }
@@ -73,7 +82,7 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
             states[name].unlink(missing_ok=True)
         if not states[name].exists():
             export_state(folder / name, states[name])
-    checkpoint = last_checkpoint(folder / "memory")
+    checkpoint = last_checkpoint(folder / LAST)
     assert checkpoint is not None  # it was written just now
     family = Family.load(checkpoint)
     family.load_state_dict(load_file(Path(checkpoint) / EMA_FILE), strict=False)

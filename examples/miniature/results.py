@@ -91,7 +91,7 @@ def machine(device: str) -> dict[str, str]:
 
 def teacher_minutes(root: Path) -> float | None:
     """How long its training took; None where it was given."""
-    runs = [root / name for name in ("concepts", "memory")]  # memory counts in prompts
+    runs = [root / name for name in ("concepts", "long")]  # which counts in those before it
     return sum(map(trained_minutes, runs)) if all(map(last_checkpoint, runs)) else None
 
 

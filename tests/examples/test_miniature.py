@@ -263,7 +263,7 @@ def test_stages_that_are_done_are_kept(tmp_path: Path, monkeypatch, capsys):
 
     assert family.has_video
     assert (tmp_path / "concepts" / "log.jsonl").read_text() == first
-    lines = [(tmp_path / name / "log.jsonl").read_text() for name in ("prompts", "memory")]
+    lines = [(tmp_path / name / "log.jsonl").read_text() for name in ("prompts", "long")]
     assert {"point_mIoU", "box_mIoU"} <= json.loads(lines[0]).keys()
     assert "J&F" in json.loads(lines[1])
     trunk = load_file(tmp_path / "concepts.safetensors")
