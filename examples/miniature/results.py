@@ -14,8 +14,8 @@ from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 
 from .measure import METRICS, cost, measure
 from .report import RESULTS
-from .state import minutes_of as trained_minutes
-from .students import ABLATIONS, MAIN, SEEDS, Student, digest, minutes_of
+from .state import minutes_of
+from .students import ABLATIONS, MAIN, SEEDS, Student, digest, stage_minutes
 
 SPLIT = "test"  # that nothing was trained on or chosen by
 
@@ -53,7 +53,7 @@ def gather(
     """
     teacher = scores_of(root, root / "teacher", device)
     stages = {
-        stage: {**scores_of(root, folder, device), "minutes": minutes_of(folder)}
+        stage: {**scores_of(root, folder, device), "minutes": stage_minutes(folder)}
         for stage, folder in MAIN.folders(root).items()
     }
     student = stages[MAIN.route[-1]]
@@ -92,7 +92,7 @@ def machine(device: str) -> dict[str, str]:
 def teacher_minutes(root: Path) -> float | None:
     """How long its training took; None where it was given."""
     runs = [root / name for name in ("concepts", "long")]  # which counts in those before it
-    return sum(map(trained_minutes, runs)) if all(map(last_checkpoint, runs)) else None
+    return sum(map(minutes_of, runs)) if all(map(last_checkpoint, runs)) else None
 
 
 def write_results(

@@ -252,7 +252,7 @@ def check_teacher(folder: Path, weights: str) -> None:
         )
 
 
-def minutes_of(folder: Path) -> float:
+def stage_minutes(folder: Path) -> float:
     """How long a stage took, since it was last started."""
     return json.loads((folder / DONE).read_text(encoding="utf-8"))["minutes"]
 
