@@ -32,11 +32,11 @@ from efficientsam3_hf.data.video import open_video
 from efficientsam3_hf.visualize import draw_instances
 
 MEDIA = Path(__file__).parent / "media"
-PHRASE = "red circle"
-EXEMPLAR = (0, 0, 177, 206)  # one of the red circles
-BOX = (95, 143, 277, 315)  # the triangle
-CLICK = (390, 90)  # on the green circle
-CLIP_PHRASE = "white star"
+PHRASE = "red star"
+EXEMPLAR = (353, 203, 480, 365)  # one of the red stars
+BOX = (0, 216, 148, 373)  # the red square
+CLICK = (254, 371)  # on the yellow star
+CLIP_PHRASE = "yellow square"
 
 PANEL, TITLE = 320, 30  # pixels of the overview
 
@@ -61,7 +61,7 @@ class Found:
     def draw(self, image: Image.Image) -> Image.Image:
         """The picture with masks and scores, and what was pointed at in white."""
         captions = [f"{each:.2f}" for each in self.scores]
-        # Colour 0 is red, as the things that are looked for.
+        # Colour 0 is red, as some of the things that are looked for.
         numbers = range(1, len(captions) + 1)
         drawn = draw_instances(image, self.masks, captions=captions, numbers=list(numbers))
         pen = ImageDraw.Draw(drawn)
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     picture = os.path.relpath(MEDIA / "scene.jpg")
     print(f"It took {time.monotonic() - began:.0f} seconds. The files are in {options.output}/,")
     print(f"all in one is {options.output / 'overview.jpg'}. Next, from the command line:\n")
-    print(f'  .venv/bin/efficientsam3 segment {picture} --text "green circle"')
+    print(f'  .venv/bin/efficientsam3 segment {picture} --text "yellow star"')
 
 
 if __name__ == "__main__":

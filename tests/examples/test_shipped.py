@@ -233,7 +233,7 @@ def test_the_demo_writes_its_pictures_and_says_where(tmp_path, capsys):
     demo.main(["--output", str(tmp_path)])
 
     said = capsys.readouterr().out
-    assert 'phrase "red circle"' in said
+    assert 'phrase "red star"' in said
     assert f"The files are in {tmp_path}" in said
     names = {f"scene_{number}.png" for number in range(1, 5)} | {"clip.gif", "overview.jpg"}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -245,15 +245,15 @@ def test_the_demo_writes_its_pictures_and_says_where(tmp_path, capsys):
 def test_what_the_demo_shows_is_right(tmp_path):
     with Image.open(media.MEDIA / media.SCENE) as file:
         image = file.convert("RGB")
-    two_circles, like_one = demo.find_concepts(zoo.embedded(), image)
+    two_stars, like_one = demo.find_concepts(zoo.embedded(), image)
     boxed, clicked = demo.find_objects(zoo.embedded(), image)
 
     # Where things are in the picture: (x, y) of a pixel in the middle of each.
-    red, other_red, green, triangle = (80, 90), (410, 380), (390, 90), (190, 250)
-    assert covered(two_circles.masks, (red, other_red, green, triangle)) == [1, 1, 0, 0]
-    assert covered(like_one.masks, (red, green, triangle)) == [1, 0, 0]
-    assert covered(boxed.masks, (triangle, green)) == [1, 0]
-    assert covered(clicked.masks, (green, red, other_red)) == [1, 0, 0]
+    star, other_star, yellow, square = (52, 127), (427, 285), (247, 367), (67, 292)
+    assert covered(two_stars.masks, (star, other_star, yellow, square)) == [1, 1, 0, 0]
+    assert covered(like_one.masks, (star, other_star, square)) == [1, 1, 0]
+    assert covered(boxed.masks, (square, yellow)) == [1, 0]
+    assert covered(clicked.masks, (yellow, star, other_star)) == [1, 0, 0]
     count, _ = demo.follow_phrase(zoo.embedded(), media.MEDIA / media.CLIP, tmp_path / "clip.gif")
     assert count == 2
 

@@ -11,7 +11,7 @@ from . import shared
 HELP = """Find every instance of a phrase, or of what looks like an example, in a picture.
 
 ```
-efficientsam3 segment examples/media/scene.jpg --text "red circle"
+efficientsam3 segment examples/media/scene.jpg --text "red star"
 efficientsam3 segment street.jpg -m FOLDER --text "a red car" --text bicycle
 efficientsam3 segment street.jpg -m FOLDER --box 30,40,200,180
 efficientsam3 segment street.jpg -m FOLDER --text wheel --point 120,80 --json

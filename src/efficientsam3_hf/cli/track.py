@@ -15,7 +15,7 @@ from . import shared
 HELP = """Follow every instance of a phrase, or objects that are pointed at, through a video.
 
 ```
-efficientsam3 track examples/media/clip.mp4 --text "white star"
+efficientsam3 track examples/media/clip.mp4 --text "yellow square"
 efficientsam3 track street.mp4 -m FOLDER --text "a red car" --text bicycle
 efficientsam3 track street.mp4 -m FOLDER --box 30,40,200,180 --exemplars
 efficientsam3 track frames/ -m FOLDER --point 120,80 --point 300,90 --frame 5
