@@ -107,10 +107,6 @@ class LessonTrainer(PastMixin, ConceptTrainer):
         terms["named"] = named_loss(encoder.output.last_hidden_state, inputs["labels"])
         return {**answers.loss_dict, **terms}
 
-    def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
-        """Of what is asked in this step."""
-        return super().count(self.ask(inputs))
-
     def ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Phrases, or in some steps those that name something, each with a box of what it names.
 

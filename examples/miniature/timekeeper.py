@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 LOG_FILE = "log.jsonl"
-LAST_RATE = 0.2  # of the learning rate, in the last minutes
+LEAST_RATE = 0.02  # of the learning rate, at the end
 
 
 class PastMixin:
@@ -46,7 +46,7 @@ class Timekeeper(TrainerCallback):
         every: Minutes from one checkpoint to the next.
         score: Gives the numbers of a line, of the averaged weights.
         terms: Of the loss, to be in a line.
-        last: Share of the minutes, the last ones, with a fifth of the learning rate.
+        last: Share of the minutes, the last ones, in which the learning rate falls to a fiftieth.
     """
 
     def __init__(
@@ -69,9 +69,10 @@ class Timekeeper(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Look at the clock."""
         passed = (time.monotonic() - self.saved) / 60
-        is_over = self.trainer.minutes + passed >= self.minutes
-        if self.trainer.minutes + passed >= (1 - self.last) * self.minutes:
-            settle(kwargs["lr_scheduler"], args.learning_rate)
+        now = self.trainer.minutes + passed
+        is_over = now >= self.minutes
+        share = share_of_rate(now, self.minutes, self.last)
+        set_rate(kwargs["lr_scheduler"], share * args.learning_rate)
         if is_over or state.global_step >= state.max_steps or passed >= self.every:
             self.trainer.minutes += passed
             control.should_save = True
@@ -93,10 +94,20 @@ class Timekeeper(TrainerCallback):
         self.saved = time.monotonic()
 
 
-def settle(scheduler: Any, learning_rate: float) -> None:
-    """Go on at a fifth of a learning rate; the state of the scheduler remembers it."""
+def share_of_rate(now: float, minutes: float, last: float) -> float:
+    """Of the learning rate, at a time: all of it, and in the last minutes less and less.
+
+    >>> [share_of_rate(now, 100, last=0.4) for now in (0, 60, 80, 100)]
+    [1.0, 1.0, 0.5, 0.02]
+    """
+    left = (minutes - now) / max(last * minutes, 1e-9)
+    return max(LEAST_RATE, min(1.0, left))
+
+
+def set_rate(scheduler: Any, learning_rate: float) -> None:
+    """Go on at another learning rate, from the next step on."""
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's holds torch's
-    scheduler.base_lrs = [LAST_RATE * learning_rate for _ in scheduler.base_lrs]
+    scheduler.base_lrs = [learning_rate for _ in scheduler.base_lrs]
 
 
 def rounded(value: Any) -> Any:
@@ -114,7 +125,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--last", type=float, default=0.1, help="share of the minutes at a fifth of that rate"
+        "--last", type=float, default=0.4, help="share of the minutes in which that rate falls"
     )
     parser.add_argument("--rate-warm-up", type=int, default=100, help="steps")
     parser.add_argument("--clip", type=float, default=1.0, help="greatest norm of gradients")

@@ -16,6 +16,7 @@ from efficientsam3_hf.data.synthetic_world import World
 
 SIDE = 120  # of images, in pixels
 MOST_THINGS = 4
+MOST_MOVING = 3  # things in a clip
 
 WORLD = World(
     shapes=("circle", "square", "triangle", "star", "heart", "cross"),

@@ -59,7 +59,7 @@ def test_training_lowers_every_part_of_the_loss_and_leaves_the_teacher(tmp_path)
 
 
 def test_terms_are_those_of_the_model_and_sums(tmp_path):
-    trainer = concept_trainer(tmp_path, targets=[])
+    trainer = concept_trainer(tmp_path, targets=[], exemplar_share=0)
     trainer.family.eval()
     batch = batch_of(trainer)
     keys = ("pixel_values", "input_ids", "attention_mask", "image_indices", "labels")
@@ -175,7 +175,7 @@ def test_prompts_without_phrases_are_an_error_that_says_so(tmp_path, with_teache
 
 
 def test_the_teacher_is_asked_for_whole_phrases(tmp_path):
-    trainer = concept_trainer(tmp_path, targets=[])
+    trainer = concept_trainer(tmp_path, targets=[], exemplar_share=0)
     detector = trainer.teacher.detector
     assert detector.config.context_length > 5
     trainer.tokenizer = build_tokenizer(5)

@@ -31,6 +31,7 @@ from examples.miniature.teacher import (
     video_as_transformers,
     with_tracker,
 )
+from examples.miniature.timekeeper import Timekeeper, share_of_rate
 from examples.miniature.train_tracker import clips
 from examples.miniature.world import (
     ATTRIBUTES,
@@ -192,16 +193,27 @@ def test_training_stops_when_time_is_up(tmp_path: Path):
     assert last_checkpoint(tmp_path).endswith("checkpoint-1")
 
 
-def test_the_last_minutes_have_a_fifth_of_the_rate(tmp_path: Path):
-    few = options(tmp_path, "--steps", "3", "--last", "0", "--learning-rate", "1e-3")
+@pytest.mark.parametrize(
+    ("now", "last", "share"),
+    [(0, 0.4, 1.0), (60, 0.4, 1.0), (80, 0.4, 0.5), (100, 0.4, 0.02), (100, 0, 0.02), (99, 0, 1)],
+)
+def test_share_of_the_rate(now: float, last: float, share: float):
+    assert share_of_rate(now, 100, last) == pytest.approx(share)
+
+
+def test_the_rate_falls_in_the_last_minutes(tmp_path: Path):
+    few = options(tmp_path, "--steps", "3", "--learning-rate", "1e-3")
     trainer = train_teacher.build_trainer(train_teacher.parse(few))
     trainer.train()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
 
-    few = options(tmp_path, "--steps", "5", "--last", "1", "--learning-rate", "1e-3")
-    trainer = train_teacher.build_trainer(train_teacher.parse(few))
+    late = options(tmp_path, "--steps", "5", "--learning-rate", "1e-3", "--last", "0.5")
+    trainer = train_teacher.build_trainer(train_teacher.parse(late))
+    clock = next(each for each in trainer.callback_handler.callbacks if type(each) is Timekeeper)
+    clock.minutes = 100.0
+    trainer.load_extra_state = lambda state: setattr(trainer, "minutes", 75.0)
     trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4, rel=0.01)
 
 
 def test_twenty_steps_lower_the_loss(tmp_path: Path):

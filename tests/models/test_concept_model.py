@@ -92,6 +92,21 @@ def test_text_alone_equals_transformers_only_without_the_geometry_token(stock_pa
 
 
 @torch.no_grad()
+def test_a_phrase_is_the_same_beside_exemplars_of_others(model):
+    model = copy.deepcopy(model)
+    model.config.always_encode_geometry = False
+    both = {"pixel_values": pixels(2), **phrases(2)}
+    boxes, labels = BOXES.expand(2, -1, -1), torch.tensor([[1, 0], [-10, -10]])
+
+    together = model(**both, input_boxes=boxes, input_boxes_labels=labels)
+
+    alone = model(**both)
+    with_boxes = model(**both, input_boxes=boxes, input_boxes_labels=LABELS.expand(2, -1))
+    assert_same(rows(together, 1), rows(alone, 1))
+    assert_same(rows(together, 0), rows(with_boxes, 0))
+
+
+@torch.no_grad()
 def test_text_prompt_carries_the_class_token_of_the_geometry_encoder(model):
     inputs = {"pixel_values": pixels(), **phrases()}
     calls = []

@@ -87,12 +87,16 @@ class ConceptPrompts:
     Args:
         image: (prompts,): the image each is about.
         label: (prompts,): which of the batch's labels has its phrase.
+        instance: (prompts,): which of that label's instances is the exemplar; -1 for none.
+        has_words: (prompts,), false where an exemplar is asked with alone.
         boxes_cxcywh: Exemplars (prompts, 1, 4) in [0, 1].
         boxes_labels: (prompts, 1): 1, or -10 where there is no exemplar.
     """
 
     image: Tensor
     label: Tensor
+    instance: Tensor
+    has_words: Tensor
     boxes_cxcywh: Tensor
     boxes_labels: Tensor
 
@@ -103,6 +107,9 @@ class ConceptPrompts:
         """On another device."""
         return ConceptPrompts(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def __getitem__(self, rows: Tensor) -> "ConceptPrompts":
+        return ConceptPrompts(**{name: value[rows] for name, value in vars(self).items()})
+
     def at_least_one(self) -> "ConceptPrompts":
         """Themselves; if there are none, one without exemplar, for those that must be asked."""
         if len(self):
@@ -110,6 +117,7 @@ class ConceptPrompts:
         blank = {name: value.new_zeros(1, *value.shape[1:]) for name, value in vars(self).items()}
         blank["boxes_cxcywh"] += 0.5
         blank["boxes_labels"] += PADDING_LABEL
+        blank["instance"] -= 1
         return ConceptPrompts(**blank)
 
 
@@ -238,6 +246,7 @@ def choose_concepts(
     step: int,
     has_phrases: bool,
     exemplar_share: float = 0.5,
+    exemplar_alone: float = 0.0,
 ) -> ConceptPrompts:
     """Phrases of each image, some with one of their instances as exemplar; or exemplars alone.
 
@@ -248,23 +257,26 @@ def choose_concepts(
         seed: Another one makes other choices.
         step: Of training, likewise.
         has_phrases: False where labels have none: then every prompt is an exemplar.
-        exemplar_share: How many of the phrases get an exemplar.
+        exemplar_share: How many of the phrases that name something get an exemplar.
+        exemplar_alone: How many of these lose their words.
     """
     image_of_label = np.array([label["image"] for label in labels], dtype=int)
-    images, chosen, exemplars = [], [], []
+    images, chosen, exemplars, has_words = [], [], [], []
     for image, (name, members) in enumerate(zip(objects.names, objects.members(), strict=True)):
         generator = generator_of(seed, step, name, "concepts")
         if has_phrases:
             of_image = generator.permutation(np.flatnonzero(image_of_label == image))[:most]
             for label in of_image:
                 instances = members[objects.label[members] == label]
-                wants_exemplar, which = generator.random(2)
-                has_exemplar = len(instances) and wants_exemplar < exemplar_share
+                wants_exemplar, which, wants_words = generator.random(3)
+                has_exemplar = bool(len(instances)) and wants_exemplar < exemplar_share
+                has_words.append(not has_exemplar or wants_words >= exemplar_alone)
                 exemplars.append(instances[int(which * len(instances))] if has_exemplar else -1)
         else:
             shown = generator.permutation(members)[:most]
             of_image = objects.label[shown]
             exemplars += list(shown)
+            has_words += [False] * len(shown)
         chosen += list(of_image)
         images += [image] * len(of_image)
     rows = np.array(exemplars, dtype=int)
@@ -275,6 +287,8 @@ def choose_concepts(
     return ConceptPrompts(
         image=torch.tensor(images, dtype=torch.long),
         label=torch.tensor(np.array(chosen, dtype=int)),
+        instance=torch.from_numpy(np.append(objects.instance, -1)[rows]),
+        has_words=torch.tensor(has_words, dtype=torch.bool),
         boxes_cxcywh=torch.from_numpy(cxcywh).float()[:, None],
         boxes_labels=torch.from_numpy(np.where(rows < 0, PADDING_LABEL, ON_OBJECT))[:, None],
     )

@@ -15,9 +15,8 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from ..models.object_memory import FrameFeatures
-from ..models.prompts import VISUAL_PHRASE
-from ..tokenizer import build_tokenizer
 from .arguments import option
+from .exemplars import Tokens, visual_tokens, without_words
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import (
@@ -77,7 +76,10 @@ class PromptDistillationArguments(ImageDistillationArguments):
             for such a click.
         concepts_per_image: Phrases of an image that the detector is asked for, or where there are
             no phrases, single exemplar boxes; 0 for none.
-        exemplar_share: How many of the phrases come with one of their instances as exemplar.
+        exemplar_share: How many of the phrases that name something come with one of their instances
+            as exemplar.
+        exemplar_alone: How many of these come without their words, as users draw a box and say
+            nothing.
         confidence: Score from which on a detection of the teacher counts.
         match: `"hungarian"`: detections of the teacher are matched to the student's queries at the
             least cost. `"teacher_query"`: to those of the same number.
@@ -92,6 +94,7 @@ class PromptDistillationArguments(ImageDistillationArguments):
     least_disagreement: int = field(default=10, metadata={"help": "Pixels worth a click."})
     concepts_per_image: int = field(default=1, metadata={"help": "Phrases or exemplars an image."})
     exemplar_share: float = field(default=0.5, metadata={"help": "Phrases with an exemplar."})
+    exemplar_alone: float = field(default=0.5, metadata={"help": "Of these, those without words."})
     confidence: float = field(default=0.5, metadata={"help": "Least score of a detection."})
     match: str = field(default="hungarian", metadata={"help": f"One of {', '.join(MATCHES)}."})
     text: str = field(default="teacher", metadata={"help": f"One of {', '.join(TEXTS)}."})
@@ -174,7 +177,7 @@ class PromptDistillationTrainer(ImageDistillationTrainer):
                     f"The {name} has no tracker, which boxes and clicks go to: set "
                     "prompts_per_image=0, or give one that has it."
                 )
-        self.visual: tuple[Tensor, Tensor] | None = None
+        self.visual: Tokens = visual_tokens(model.configuration)
 
     # What is asked.
 
@@ -218,6 +221,7 @@ class PromptDistillationTrainer(ImageDistillationTrainer):
                 **self.choice,
                 has_phrases="input_ids" in inputs,
                 exemplar_share=args.exemplar_share,
+                exemplar_alone=args.exemplar_alone,
             ).to(pixel_values.device)
         return self.of_teacher(self.teach, inputs, lesson)
 
@@ -248,22 +252,12 @@ class PromptDistillationTrainer(ImageDistillationTrainer):
         self, family: Family, inputs: Mapping[str, Any], concepts: ConceptPrompts
     ) -> tuple[Tensor, Tensor]:
         """Token features of the phrases of prompts, and which tokens are valid."""
+        ids, mask = (each.to(concepts.image.device) for each in self.visual)
         if "input_ids" in inputs and len(concepts):
-            ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            ids, mask = ids[concepts.label], mask[concepts.label]
-        else:
-            ids, mask = self.visual_phrase(concepts.image.device)
+            tokens = inputs["input_ids"][concepts.label], inputs["attention_mask"][concepts.label]
+            ids, mask = without_words(tokens, concepts.has_words, (ids, mask))
         text: Any = family.detector.get_text_features(ids, mask, return_dict=True)
         return text.pooler_output, mask
-
-    def visual_phrase(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Token ids and mask of the phrase that goes with exemplars alone."""
-        if self.visual is None:
-            config = self.family.configuration
-            length = config.text_config.max_position_embeddings
-            tokens = build_tokenizer(length, config.words)(VISUAL_PHRASE, return_tensors="pt")
-            self.visual = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        return self.visual
 
     # What the student makes of it.
 

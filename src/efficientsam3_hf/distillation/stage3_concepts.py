@@ -23,6 +23,7 @@ from ..tokenizer import build_tokenizer
 from .arguments import DistillationArguments, option
 from .calibration import Calibration, calibrate
 from .concept_scores import detections_of, draw_concepts, truths_of
+from .exemplars import visual_tokens, with_exemplars
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
@@ -44,6 +45,10 @@ class ConceptTrainingArguments(DistillationArguments):
         balance: Size of the gradient of these terms in the trunk's maps, in units of that of all
             other terms together; 0 leaves them as their weights say.
         balance_memory: Share of the old in the running ratio of the two.
+        exemplar_share: How many of the phrases that name something come with one of their instances
+            as exemplar.
+        exemplar_alone: How many of these come without their words. What looks like such an exemplar
+            is for the teacher to say, as labels do not.
         confidence: Score from which on a detection of the teacher counts.
         temperature: By which logits of masks are divided, the student's and the teacher's.
     """
@@ -57,6 +62,8 @@ class ConceptTrainingArguments(DistillationArguments):
     balance_memory: float = field(
         default=0.9, metadata={"help": "Share of the old in the running ratio of gradients."}
     )
+    exemplar_share: float = field(default=0.25, metadata={"help": "Phrases with an exemplar."})
+    exemplar_alone: float = field(default=0.5, metadata={"help": "Of these, those without words."})
     confidence: float = field(default=0.5, metadata={"help": "Least score of a detection."})
     temperature: float = field(default=1.0, metadata={"help": "Softness of the teacher's masks."})
 
@@ -110,6 +117,7 @@ class ConceptTrainer(DistillationTrainer):
         self.units, self.weights = self.terms(model, args)
         super().__init__(model, args, teacher, **kwargs)
         self.calibration: Calibration | None = None
+        self.visual = visual_tokens(model.configuration)
         self.balancer = Balancer(self)
         self.add_callback(self.balancer)
         if args.torch_compile:
@@ -143,9 +151,18 @@ class ConceptTrainer(DistillationTrainer):
 
     # What is asked, and what the teacher says.
 
+    def ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A batch with the exemplars of this step; in evaluation, phrases are asked alone."""
+        if self.is_evaluating or not self.args.exemplar_share or "input_ids" not in inputs:
+            return inputs
+        shares = self.args.exemplar_share, self.args.exemplar_alone
+        return with_exemplars(
+            inputs, self.visual, *shares, seed=self.args.seed, step=self.state.global_step
+        )
+
     def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
         """Images, prompts, and instances that are no crowds."""
-        labels = inputs["labels"]
+        labels = self.ask(inputs)["labels"]
         return {
             "samples": len(inputs["pixel_values"]),
             "prompts": len(labels),
@@ -153,7 +170,7 @@ class ConceptTrainer(DistillationTrainer):
         }
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> ConceptLesson:
-        """The teacher's maps and its answers to the same phrases."""
+        """The teacher's maps and its answers to the same prompts."""
         return ConceptLesson() if self.teacher is None else self.teacher(self.teach, inputs)
 
     def teach(self, teacher: Family, inputs: Mapping[str, Any]) -> ConceptLesson:
@@ -165,7 +182,7 @@ class ConceptTrainer(DistillationTrainer):
             seen = teacher.see_again(tokens["trunk"])
         lesson = ConceptLesson(seen_maps(teacher, seen, self.args.targets))
         if self.wanted(CONCEPT_TERMS):
-            asked = at_least_one(inputs)
+            asked = at_least_one(self.ask(inputs))
             phrases = [label["phrase"] for label in asked["labels"]]
             tokens = self.tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
             lesson.found = teacher.detector(
@@ -173,6 +190,8 @@ class ConceptTrainer(DistillationTrainer):
                 input_ids=tokens["input_ids"].to(self.args.device),
                 attention_mask=tokens["attention_mask"].to(self.args.device),
                 image_indices=asked.get("image_indices"),
+                input_boxes=asked.get("input_boxes"),
+                input_boxes_labels=asked.get("input_boxes_labels"),
                 return_dict=True,
             )
         return lesson
@@ -185,12 +204,14 @@ class ConceptTrainer(DistillationTrainer):
         """The objective's terms, those of the teacher's answers, and those of its maps."""
         seen = student.see(inputs["pixel_values"])
         self.balancer.shared = shared_maps(seen)
-        asked = at_least_one(inputs)
+        asked = at_least_one(self.ask(inputs))
         own: Any = student.detector(
             vision_embeds=seen,
             input_ids=asked["input_ids"],
             attention_mask=asked["attention_mask"],
             image_indices=asked.get("image_indices"),
+            input_boxes=asked.get("input_boxes"),
+            input_boxes_labels=asked.get("input_boxes_labels"),
             labels=asked["labels"],
             loss_counts={"boxes": 1, "prompts": 1},
             return_dict=True,

@@ -268,6 +268,9 @@ class EfficientSam3Model(StrictLoadingMixin, FromTeacherMixin, PreTrainedModel):
             geometry, geometry_mask = self.geometry_encoder(
                 levels[-1], position, boxes, boxes_labels, points, points_labels
             )
+            if not self.config.always_encode_geometry:  # nor for a phrase beside others' exemplars
+                has_exemplar = geometry_mask[:, :-1].any(dim=1, keepdim=True)
+                geometry_mask = geometry_mask & has_exemplar
             prompt = torch.cat([prompt, geometry], dim=1)
             prompt_mask = torch.cat([prompt_mask, geometry_mask], dim=1)
 
