@@ -63,9 +63,9 @@ FOLDER ?= outputs/miniature
 MINUTES ?= 240
 ONLY ?= all
 
-miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=..., ONLY=..., TEACHER=...)
+miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=..., ONLY=..., TRAINED=...)
 	$(BIN)/python -m examples.miniature --folder $(FOLDER) --minutes $(MINUTES) --only $(ONLY) \
-		$(if $(TEACHER),--teacher $(TEACHER))
+		$(if $(TRAINED),--trained $(TRAINED))
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf $(VENV) tests/.transformers-common build dist

@@ -2,29 +2,24 @@
 
 python -m examples.miniature --folder outputs/miniature --minutes 240
 python -m examples.miniature --only student   # without other seeds and ablations
-python -m examples.miniature --teacher examples/miniature/weights/teacher   # one that is trained
+python -m examples.miniature --trained examples/miniature/weights   # with what is trained already
 """
 
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from conversion.folder import atomic_folder
 from efficientsam3_hf.distillation.cache_command import CacheArguments, run
-from efficientsam3_hf.distillation.checkpoints import last_checkpoint
-from efficientsam3_hf.distillation.ema import EMA_FILE
-from efficientsam3_hf.distillation.family import Family
 
 from . import report, train_teacher, train_tracker
 from .datasets import write_world
 from .results import write_results
-from .state import export_state, minutes_of
-from .students import ABLATIONS, MAIN, SEEDS, train
+from .state import export_state, load_run, minutes_of
+from .students import ABLATIONS, BASES, MAIN, SEEDS, train
 from .timekeeper import add_common_options
 
 # Of the time there is. Memory goes on from prompts, and long from memory, with longer pieces of
@@ -56,7 +51,10 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
         ),
         "prompts": (
             train_tracker.main,
-            ["--teacher", os.fspath(states["concepts"]), "--last", "0.4"],
+            [
+                *("--teacher", os.fspath(states["concepts"])),
+                *("--learning-rate", "3e-4", "--rate-warm-up", "300", "--last", "0.65"),
+            ],
         ),
         "memory": (
             train_tracker.main,
@@ -82,21 +80,27 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
             states[name].unlink(missing_ok=True)
         if not states[name].exists():
             export_state(folder / name, states[name])
-    checkpoint = last_checkpoint(folder / LAST)
-    assert checkpoint is not None  # it was written just now
-    family = Family.load(checkpoint)
-    family.load_state_dict(load_file(Path(checkpoint) / EMA_FILE), strict=False)
-    with whole(folder / "teacher") as unfinished:
-        family.save(unfinished)
+    with atomic_folder(folder / "teacher") as unfinished:
+        load_run(folder / LAST).save(unfinished)
 
 
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all is there."""
-    unfinished = folder.with_name(f".{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    yield unfinished
-    unfinished.rename(folder)
+def take(trained: Path, folder: Path) -> None:
+    """Copy what is trained already, and is not there yet.
+
+    Args:
+        trained: Folder with `teacher`, and perhaps stages of students, as in that of the whole.
+        folder: Of the whole.
+    """
+    found = [path.parent.relative_to(trained) for path in trained.rglob("config.json")]
+    if Path("teacher") not in found:
+        raise FileNotFoundError(f"{trained} has no folder `teacher` with a model.")
+    for place in sorted(found):
+        if (folder / place / "config.json").is_file():
+            continue
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        files = [path for path in (trained / place).iterdir() if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "config.json"):  # which comes last
+            shutil.copyfile(path, folder / place / path.name)
 
 
 def write_caches(folder: Path) -> None:
@@ -130,7 +134,9 @@ def read_options(arguments: list[str] | None) -> tuple[argparse.Namespace, list[
         "--minutes", type=float, default=240.0, help="to train the teacher, in all (%(default)s)"
     )
     parser.add_argument(
-        "--teacher", type=Path, help="folder of a trained teacher, in place of training one"
+        "--trained",
+        type=Path,
+        help="folder with a trained `teacher`, and stages of `students`",
     )
     parser.add_argument("--only", choices=WHAT, default="all", help="how far to go (%(default)s)")
     options, more = parser.parse_known_args(arguments)
@@ -144,12 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
     options, more = read_options(arguments)
     folder: Path = options.folder
     teacher = folder / "teacher"
-    if teacher.is_dir():
+    if options.trained is not None:
+        take(options.trained, folder)
+    if (teacher / "config.json").is_file():
         print("There is a teacher, which is taken as it is. Another one goes into another folder.")
-    elif options.teacher is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole(teacher) as unfinished:
-            shutil.copytree(options.teacher, unfinished)
     else:
         threads = torch.get_num_threads()
         make_teacher(folder, options.minutes, more)
@@ -163,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_caches(folder)
     for student in (
         *(SEEDS if with_seeds else [MAIN]),
-        *(ABLATIONS if with_ablations else []),
+        *([*BASES, *ABLATIONS] if with_ablations else []),
     ):
         train(student, folder, {"training.use_cpu": "true"} if options.cpu else {})
     results = write_results(folder, with_seeds, with_ablations, options.cpu)

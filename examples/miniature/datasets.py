@@ -10,7 +10,7 @@ from tqdm import tqdm
 from efficientsam3_hf.data.phrases import write_phrases
 from efficientsam3_hf.data.synthetic_writer import write_synthetic
 
-from .world import MOST_MOVING, MOST_THINGS, SIDE, WORLD
+from .world import EVENTS, MOST_MOVING, MOST_THINGS, SIDE, WORLD
 
 FRAMES = 12  # of a clip
 
@@ -38,7 +38,11 @@ def write_world(folder: str | os.PathLike, sizes: dict[str, tuple[int, int]] | N
     folder.mkdir(parents=True, exist_ok=True)
     write_phrases(phrases(), folder / "phrases.txt")
     common: dict[str, Any] = {"side": SIDE, "world": WORLD}
-    most = {"images": MOST_THINGS, "objects": MOST_THINGS, "clips": MOST_MOVING}
+    options: dict[str, dict[str, Any]] = {
+        "images": {"most": MOST_THINGS},
+        "objects": {"most": MOST_THINGS},
+        "clips": {"most": MOST_MOVING, "events": EVENTS, "num_frames": FRAMES},
+    }
     jobs = [
         (Path(split, kind), form, split, count)
         for split, (images, clips) in (sizes or SIZES).items()
@@ -54,8 +58,7 @@ def write_world(folder: str | os.PathLike, sizes: dict[str, tuple[int, int]] | N
             continue
         unfinished = folder / f".{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        options = {"num_frames": FRAMES, "most": most[place.name], **common}
-        write_synthetic(unfinished, form, split, count, **options)
+        write_synthetic(unfinished, form, split, count, **options[place.name], **common)
         (folder / place).parent.mkdir(exist_ok=True)
         unfinished.rename(folder / place)
     return folder

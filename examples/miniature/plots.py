@@ -25,12 +25,12 @@ def draw_stages(results: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_ablations(results: Mapping[str, Any], path: Path) -> None:
-    """cgF1 and J&F of each row, with intervals, and between which the student's seeds are."""
-    entries = {"student": results["student"], **results["ablations"]}
+    """cgF1 and J&F of each row, with intervals, and between which the seeds of the first are."""
+    entries = results["ablations"]
     metrics = ("cgF1", "J&F")
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.4 * len(entries) + 1.2), layout="constrained")
     for axes, metric in zip(panels, metrics, strict=True):
-        of_seeds = results["seeds"][metric]
+        of_seeds = results["ablation_seeds"][metric]
         axes.axvspan(min(of_seeds), max(of_seeds), color="tab:blue", alpha=0.2)
         for row, entry in enumerate(entries.values()):
             number, low, high = entry["scores"][metric]

@@ -36,21 +36,28 @@ def read_results(path: Path = RESULTS) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """What is reported of models, as Markdown.
+    """Teacher and student, as Markdown.
 
-    >>> print(table({"reported": {"teacher": {"cgF1": 80.0}, "student": {"J&F": 75.25}}}))
-    | | cgF1 | J&F |
-    | --- | ---: | ---: |
-    | teacher | 80.0 | – |
-    | student | – | 75.2 |
-
-    Args:
-        results: With `reported`: model -> metric -> value in percent.
+    >>> teacher, student = ({"scores": {"cgF1": [each, 0.0, 99.0]}} for each in (80.0, 75.25))
+    >>> print(table({"teacher": teacher, "stages": {"joint": student}}))
+    | | cgF1 |
+    | --- | ---: |
+    | teacher | 80.0 |
+    | student | 75.2 |
     """
-    reported: Mapping[str, Mapping[str, Any]] = results.get("reported", {})
-    metrics = list(dict.fromkeys(name for scores in reported.values() for name in scores))
-    rows = [[name, *(shown(of.get(each)) for each in metrics)] for name, of in reported.items()]
+    if "stages" not in results:
+        return NOTHING
+    metrics = list(results["teacher"]["scores"])
+    entries = {"teacher": results["teacher"], "student": student_of(results)}
+    rows = [
+        [name, *(shown(value(entry, each)) for each in metrics)] for name, entry in entries.items()
+    ]
     return markdown(["", *metrics], rows)
+
+
+def student_of(results: Results) -> Results:
+    """The student after all stages."""
+    return list(results["stages"].values())[-1]
 
 
 def stages(results: Results) -> str:
@@ -68,7 +75,7 @@ def aims(results: Results) -> str:
     """What was aimed at, and what was reached."""
     if "stages" not in results:
         return NOTHING
-    teacher, student = results["teacher"], results["student"]
+    teacher, student = results["teacher"], student_of(results)
 
     def share(stage: str, metric: str) -> float:
         return 100 * value(results["stages"][stage], metric) / value(teacher, metric)
@@ -104,12 +111,13 @@ def aims(results: Results) -> str:
 
 def gain_rows(results: Results) -> list[list[Any]]:
     """What distillation gives, where seeds and ablations were measured."""
-    if not (results.get("seeds") and results.get("ablations")):
+    if "ablations" not in results:
         return []
-    name, alone = next(iter(results["ablations"].items()))
-    of_seeds = results["seeds"]["cgF1"]
+    name, alone = list(results["ablations"].items())[1]
+    of_seeds = results["ablation_seeds"]["cgF1"]
     gain = fmean(of_seeds) - value(alone, "cgF1")
-    return [[f"student, cgF1 above that of “{name}”", f"> {stdev(of_seeds):.1f}", gain]]
+    row = f"after a short training, cgF1 above that of “{name}”"
+    return [[row, f"> {stdev(of_seeds):.1f}", gain]]
 
 
 def flops(entry: Results, phrases: int) -> float:
@@ -129,9 +137,8 @@ def seeds(results: Results) -> str:
 
 
 def ablations(results: Results) -> str:
-    """The student, and what it would be without a part of its training."""
-    entries = results.get("ablations")
-    entries = {"student": results["student"], **entries} if entries else {}
+    """Students of a short training, with all of it and without a part."""
+    entries = results.get("ablations", {})
     metrics = list(results["teacher"]["scores"]) if entries else []
     rows = [
         [name, *(with_interval(entry, each) for each in metrics)] for name, entry in entries.items()

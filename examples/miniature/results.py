@@ -15,7 +15,7 @@ from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 from .measure import METRICS, cost, measure
 from .report import RESULTS
 from .state import minutes_of
-from .students import ABLATIONS, MAIN, SEEDS, Student, digest, stage_minutes
+from .students import ABLATIONS, BASES, MAIN, SEEDS, Student, digest, stage_minutes
 
 SPLIT = "test"  # that nothing was trained on or chosen by
 
@@ -47,37 +47,34 @@ def gather(
     """Measure everything that is there.
 
     Returns:
-        `teacher`; `stages`, the student after each; `student`, its last; `seeds`, for each metric
-        the numbers of all; `ablations`, by title; and `reported`, the numbers of tables, by model.
-        Nothing of seeds and ablations where there are none.
+        `teacher`; `stages`, the student after each; `seeds`, for each metric the numbers of all;
+        `ablations`, by title, and `ablation_seeds`, as `seeds`, of the first of these. Nothing of
+        seeds and ablations where there are none.
     """
     teacher = scores_of(root, root / "teacher", device)
     stages = {
         stage: {**scores_of(root, folder, device), "minutes": stage_minutes(folder)}
         for stage, folder in MAIN.folders(root).items()
     }
-    student = stages[MAIN.route[-1]]
     found = {
         "split": SPLIT,
         "machine": machine(device),
         "teacher": {**teacher, "minutes": teacher_minutes(root)},
         "stages": stages,
-        "student": student,
-        "reported": {"teacher": table_row(teacher), "student": table_row(student)},
     }
+
+    def over(students: Sequence[Student]) -> dict[str, list[float]]:
+        scores = [scores_of(root, each.last(root), device)["scores"] for each in students]
+        return {name: [each[name][0] for each in scores] for name in METRICS}
+
     if len(seeds) > 1:
-        scores = [scores_of(root, each.last(root), device)["scores"] for each in seeds]
-        found["seeds"] = {name: [each[name][0] for each in scores] for name in METRICS}
+        found["seeds"] = over(seeds)
     if ablations:
         found["ablations"] = {
             each.title: scores_of(root, each.last(root), device) for each in ablations
         }
+        found["ablation_seeds"] = over(BASES)
     return found
-
-
-def table_row(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a model that a reader wants first, in percent."""
-    return {name: round(value, 1) for name, (value, _, _) in entry["scores"].items()}
 
 
 def machine(device: str) -> dict[str, str]:

@@ -11,7 +11,6 @@ and not to train it.
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,15 +18,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from conversion.folder import atomic_folder
 from efficientsam3_hf import zoo
 from efficientsam3_hf.distillation.cache_files import write_json
-from efficientsam3_hf.distillation.checkpoints import last_checkpoint
-from efficientsam3_hf.distillation.ema import EMA_FILE
 from efficientsam3_hf.distillation.family import Family
 
 from .datasets import write_world
 from .measure import METRICS, measure
 from .report import RESULTS, read_results, table
+from .state import load_run
 from .students import MAIN, WEIGHTS_FILE, digest
 from .world import MOST_THINGS, SIDE, WORLD
 
@@ -54,10 +53,8 @@ def ship(source: Path, target: Path, results: Path = RESULTS) -> Path:
         target: Folder to write; what is there goes.
         results: File of the record.
     """
-    student = load_student(MAIN.last(source) if (source / "students").is_dir() else source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".shipping") as place:
-        folder = Path(place) / target.name
+    student = load_video(MAIN.last(source) if (source / "students").is_dir() else source)
+    with atomic_folder(target, overwrite=True) as folder:
         write_model(student, folder)
         whole = score(folder, "val")
         halve(folder)
@@ -66,8 +63,6 @@ def ship(source: Path, target: Path, results: Path = RESULTS) -> Path:
         write_card(student, folder, record)
         check_size(folder)
         record["shipped"] = {"sha256": digest(folder), "scores": score(folder, "test")}
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(folder, target)
     write_json(results, record)
     return target
 
@@ -86,23 +81,18 @@ def ship_teacher(source: Path, target: Path = TEACHER) -> Path:
         source: Its folder.
         target: Folder to write; what is there goes.
     """
-    shutil.rmtree(target, ignore_errors=True)
-    write_model(load_student(source), target)
-    halve(target)
+    with atomic_folder(target, overwrite=True) as folder:
+        write_model(load_video(source), folder)
+        halve(folder)
     return target
 
 
-def load_student(folder: Path) -> Family:
-    """Concept model and tracker, of averaged weights where there are some."""
-    source = folder if (folder / "config.json").is_file() else last_checkpoint(folder)
-    if source is None:
-        raise FileNotFoundError(f"{folder} holds neither a model nor a checkpoint of a run.")
-    student = Family.load(source)
-    if not student.has_video:
-        raise ValueError(f"{source} has no tracker for video, and what is shipped must have one.")
-    if (average := Path(source) / EMA_FILE).is_file():
-        student.load_state_dict(load_file(average), strict=False)
-    return student.eval()
+def load_video(folder: Path) -> Family:
+    """A concept model and the tracker that it must have to be shipped."""
+    family = load_run(folder)
+    if not family.has_video:
+        raise ValueError(f"{folder} has no tracker for video, and what is shipped must have one.")
+    return family
 
 
 def write_model(student: Family, folder: Path) -> None:

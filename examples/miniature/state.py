@@ -1,4 +1,4 @@
-"""A run of `train_teacher` in a few megabytes, to go on from elsewhere.
+"""What runs leave: the model, and a run in a few megabytes, to go on from elsewhere.
 
     python -m examples.miniature.state outputs/teacher teacher_state.safetensors
     python -m examples.miniature.train_teacher --folder outputs/next \\
@@ -32,6 +32,21 @@ def minutes_of(folder: str | os.PathLike) -> float:
         return 0.0
     past = json.loads((Path(checkpoint) / EXTRA_FILE).read_text(encoding="utf-8"))
     return float(past["minutes"])
+
+
+def load_run(folder: str | os.PathLike) -> Family:
+    """What a run has trained: its last checkpoint, of averaged weights where there are some.
+
+    A folder of a model is taken as it is.
+    """
+    is_model = (Path(folder) / "config.json").is_file()
+    source = folder if is_model else last_checkpoint(folder)
+    if source is None:
+        raise FileNotFoundError(f"{folder} holds neither a model nor a checkpoint of a run.")
+    family = Family.load(source)
+    if (average := Path(source) / EMA_FILE).is_file():
+        family.load_state_dict(load_file(average), strict=False)
+    return family.eval()
 
 
 def export_state(folder: str | os.PathLike, path: str | os.PathLike) -> None:

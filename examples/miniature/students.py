@@ -6,13 +6,13 @@ The stages are those of `examples/train_distill.py`, with the files of `configs/
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
-from efficientsam3_hf.distillation.cache_files import write_json
+from conversion.folder import atomic_folder
+from efficientsam3_hf.distillation.cache_files import checksum, write_json
 from efficientsam3_hf.distillation.family import Family, new_student
 from efficientsam3_hf.distillation.launch import prepare
 from efficientsam3_hf.distillation.memory_terms import MEMORY_PARTS
@@ -58,6 +58,7 @@ class Student:
         title: Of the row.
         neck, memory: As in `student_config`; of memory there is none before its stage.
         seed: Of weights and data.
+        share: Of the steps that the files of its stages say.
         route: Its stages, keys of `ROUTE`, in their order.
         changes: Stage -> what is otherwise.
     """
@@ -66,12 +67,18 @@ class Student:
     neck: str = "lateral"
     memory: str = "perceiver"
     seed: int = 0
+    share: float = 1.0
     route: tuple[str, ...] = tuple(ROUTE)
     changes: Mapping[str, Change] = field(default_factory=dict)
 
     def new(self, root: Path) -> Path:
         """Folder of its configuration."""
-        return root / "students" / f"{self.neck}-{self.seed}"
+        length = "" if self.share == 1 else f"-{self.share:g}"
+        return root / "students" / f"{self.neck}-{self.seed}{length}"
+
+    def steps(self, stage: str) -> str:
+        """Of a stage, as `train_distill.py` takes them."""
+        return str(round(self.share * STEPS[stage]))
 
     def folders(self, root: Path) -> dict[str, Path]:
         """Stage -> its folder. What students have in common up to a stage is made once.
@@ -112,7 +119,11 @@ def from_cache(codec: str) -> dict[str, Change]:
 
 # The student that is shipped, and what it looks like with other random numbers.
 MAIN = Student("student")
-SEEDS = (MAIN, Student("student, seed 1", seed=1), Student("student, seed 2", seed=2))
+SEEDS = tuple(replace(MAIN, seed=seed) for seed in range(3))
+
+# What ablations are compared with: all in their table have as short a training.
+BASE = Student("nothing left out", share=0.25)
+BASES = tuple(replace(BASE, seed=seed) for seed in range(3))
 
 # What stage 3 has of the teacher.
 OF_ANSWERS = (
@@ -121,7 +132,14 @@ OF_ANSWERS = (
 )
 OF_TEACHER = (*OF_ANSWERS, *MAP_TERMS, "clip_features", "clip_pointers")
 
-STEPS = {stage: settings_of(stage)["training"]["max_steps"] for stage in ROUTE}
+STEPS: dict[str, int] = {stage: settings_of(stage)["training"]["max_steps"] for stage in ROUTE}
+
+
+def short(*stages: str) -> str:
+    """Steps of some stages together in a training as short as those of ablations."""
+    return str(sum(int(BASE.steps(stage)) for stage in stages))
+
+
 # Stage 3 for a student that has learned nothing before: batch norms measure, and the text tower
 # learns, too.
 FROM_NOTHING: dict[str, str | Sequence[str]] = {
@@ -136,8 +154,10 @@ FROM_NOTHING: dict[str, str | Sequence[str]] = {
 POSITIVES = {"data.negatives": "0"}
 
 ABLATIONS = (
-    Student(
-        "no distillation: the truth alone, as many steps as all stages",
+    BASE,
+    replace(
+        BASE,
+        title="no distillation: the truth alone, as many steps as all stages",
         route=("joint",),
         changes={
             "joint": Change(
@@ -145,38 +165,48 @@ ABLATIONS = (
                 {
                     **FROM_NOTHING,
                     **zero(OF_TEACHER),
-                    "training.max_steps": str(sum(STEPS.values())),
+                    "training.max_steps": short(*ROUTE),
                 },
             )
         },
     ),
-    Student(
-        "stage 3 alone, as many steps as stages 2 and 3",
+    replace(
+        BASE,
+        title="stage 3 alone, as many steps as stages 2 and 3",
         route=("joint",),
         changes={
             "joint": Change(
                 "alone",
-                {**FROM_NOTHING, "training.max_steps": str(STEPS["memory"] + STEPS["joint"])},
+                {**FROM_NOTHING, "training.max_steps": short("memory", "joint")},
             )
         },
     ),
-    Student("without prompts in the loop", route=("image", "text", "memory", "joint")),
-    Student(
-        "without negatives",
+    replace(BASE, title="without prompts in the loop", route=("image", "text", "memory", "joint")),
+    replace(
+        BASE,
+        title="without negatives",
         changes={
             "prompts": Change("positives", POSITIVES),
             # Nothing to calibrate with.
             "joint": Change("positives", {**POSITIVES, "calibration.share": "0"}),
         },
     ),
-    Student(
-        "stage 3 without the teacher's answers",
+    replace(
+        BASE,
+        title="stage 3 without the teacher's answers",
         changes={"joint": Change("no-answers", zero(OF_ANSWERS))},
     ),
-    Student("dense memory", memory="dense"),
-    Student("neck of SAM 3", neck="sam3"),
-    Student("neck of SAM 3, from a cache of 16 bits", neck="sam3", changes=from_cache("fp16")),
-    Student("neck of SAM 3, from a cache of 8 bits", neck="sam3", changes=from_cache("int8")),
+    replace(BASE, title="dense memory", memory="dense"),
+    replace(BASE, title="neck of SAM 3", neck="sam3"),
+    replace(
+        BASE,
+        title="neck of SAM 3, from a cache of 16 bits",
+        neck="sam3",
+        changes=from_cache("fp16"),
+    ),
+    replace(
+        BASE, title="neck of SAM 3, from a cache of 8 bits", neck="sam3", changes=from_cache("int8")
+    ),
 )
 
 
@@ -191,7 +221,7 @@ def train(student: Student, root: Path, more: Flags) -> None:
     teacher = root / "teacher"
     weights = digest(teacher)
     parent = student.new(root)
-    if not parent.is_dir():
+    if not (parent / "config.json").is_file():
         write_student(parent, student.neck)
     for stage, folder in student.folders(root).items():
         if stage == "memory" and student.memory != "perceiver":
@@ -209,6 +239,7 @@ def train(student: Student, root: Path, more: Flags) -> None:
                 "training.output_dir": str(folder),
                 "training.resume_from_checkpoint": "true",  # if it was stopped
                 "training.seed": str(student.seed),
+                "training.max_steps": student.steps(stage),
                 **change.flags,
                 **more,
             }
@@ -234,13 +265,14 @@ def with_memory(student: Student, parent: Path, teacher: Path, root: Path) -> Pa
     if not folder.is_dir():
         family = new_student(Family.load(teacher), student_config(student.neck, student.memory))
         family.take(Family.load(parent).state_dict(), strict=False)
-        family.save(folder)
+        with atomic_folder(folder) as unfinished:
+            family.save(unfinished)
     return folder
 
 
 def digest(folder: Path) -> str:
     """What tells the weights in a folder from others."""
-    return sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    return checksum(folder / WEIGHTS_FILE)
 
 
 def check_teacher(folder: Path, weights: str) -> None:

@@ -44,7 +44,7 @@ from .datasets import FRAMES
 from .state import import_state
 from .teacher import fit_memory, new_teacher, with_tracker
 from .timekeeper import PastMixin, Timekeeper, add_common_options, common_arguments
-from .world import MOST_MOVING, MOST_THINGS, SIDE, WORLD
+from .world import EVENTS, MOST_MOVING, MOST_THINGS, SIDE, WORLD
 
 HELD_OUT_FRAMES = 8
 TERMS = ("focal", "dice", "iou", "object")
@@ -78,6 +78,7 @@ def clips(length: int, split: str, frames: int, most_step: int = 1) -> Clips:
         most=MOST_MOVING if frames > 1 else MOST_THINGS,
         world=WORLD,
         spans=spans,
+        events=EVENTS,
     )
 
 

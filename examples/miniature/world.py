@@ -17,6 +17,8 @@ from efficientsam3_hf.data.synthetic_world import World
 SIDE = 120  # of images, in pixels
 MOST_THINGS = 4
 MOST_MOVING = 3  # things in a clip
+# What happens in clips. Two of a kind that cross are more than so small a tracker tells apart.
+EVENTS = ("drift", "drift", "leave", "hide")
 
 WORLD = World(
     shapes=("circle", "square", "triangle", "star", "heart", "cross"),

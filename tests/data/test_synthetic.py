@@ -276,6 +276,19 @@ def test_a_clip_may_show_a_part_of_its_motion():
         Clips(3, spans=(0.5, 0.2))
 
 
+def test_what_happens_in_clips_can_be_chosen():
+    def kinds(**options) -> set[str]:
+        clips = Clips(20, side=32, num_frames=2, **options)
+        return {
+            masklet.details["motion"] for index in range(20) for masklet in clips[index].masklets
+        }
+
+    assert kinds() == {"leave", "cross", "hide", "pass", "drift"}
+    assert kinds(events=("drift", "hide")) == {"drift", "hide", "pass"}
+    with pytest.raises(ValueError, match="events"):
+        Clips(3, events=("explode",))
+
+
 def test_scenes_are_drawn_faster_than_models_learn():
     dataset = Scenes(200, side=224)
     dataset[0]  # makes the textures

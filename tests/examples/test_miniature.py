@@ -1,6 +1,7 @@
 """The miniature: its world, its teacher, and the training of it."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -289,17 +290,27 @@ def test_stages_that_are_done_are_kept(tmp_path: Path, monkeypatch, capsys):
     assert not torch.equal(family.state_dict()[name].half(), prompts[f"weights.{name}"])
 
 
-def test_a_teacher_that_is_given_is_not_trained(tmp_path: Path, monkeypatch):
-    given = tmp_path / "given"
-    given.mkdir()
-    (given / "config.json").write_text("{}")
+def test_what_is_trained_already_is_taken(tmp_path: Path, monkeypatch):
+    given, root = tmp_path / "given", tmp_path / "root"
+    for place in ("teacher", "students/lateral-0/image"):
+        (given / place).mkdir(parents=True)
+        (given / place / "config.json").write_text(place)
+        (given / place / "model.safetensors").write_text("weights")
+    (given / "README.md").write_text("not of a model")
     monkeypatch.setattr(everything, "make_teacher", None)
-    options = ["--folder", str(tmp_path / "root"), "--teacher", str(given), "--only", "teacher"]
+    options = ["--folder", str(root), "--trained", str(given), "--only", "teacher"]
 
     everything.main(options)
+    (root / "teacher" / "config.json").write_text("changed")
     everything.main(options)
 
-    assert (tmp_path / "root" / "teacher" / "config.json").read_text() == "{}"
+    assert (root / "teacher" / "config.json").read_text() == "changed"
+    assert (root / "students/lateral-0/image/config.json").read_text() == "students/lateral-0/image"
+    assert (root / "teacher" / "model.safetensors").read_text() == "weights"
+    assert not (root / "README.md").exists()
+    shutil.rmtree(given / "teacher")
+    with pytest.raises(FileNotFoundError, match="no folder `teacher`"):
+        everything.main(options)
 
 
 def test_a_wrong_option_is_an_error_before_anything_is_trained(tmp_path: Path, capsys):

@@ -10,12 +10,14 @@ from efficientsam3_hf.data.loading import load
 from efficientsam3_hf.data.phrases import PhraseList
 from efficientsam3_hf.data.saco import SacoImages
 from efficientsam3_hf.distillation.family import Family, new_student
-from examples.miniature import results
+from examples.miniature import report, results
 from examples.miniature.datasets import phrases, write_world
 from examples.miniature.measure import METRICS, cost, measure
 from examples.miniature.student import student_config
 from examples.miniature.students import (
     ABLATIONS,
+    BASE,
+    BASES,
     FROM_NOTHING,
     MAIN,
     ROUTE,
@@ -87,14 +89,15 @@ def test_image_path_of_the_student_is_a_fifth_of_the_teachers(root: Path, tmp_pa
 
 
 def test_students_share_the_stages_that_they_have_in_common():
-    rows = (*SEEDS, *ABLATIONS)
-    folders = {row.title: row.folders(Path("m")) for row in rows}
-
+    rows = (*SEEDS, *BASES[1:], *ABLATIONS)
     assert len({row.last(Path("m")) for row in rows}) == len(rows)
-    main = folders[MAIN.title]
+    assert (SEEDS[0], BASES[0], ABLATIONS[0]) == (MAIN, BASE, BASE)
+    main, base = (row.folders(Path("m")) for row in (MAIN, BASE))
     assert list(main) == list(ROUTE)
-    for row in ABLATIONS:
-        common = [stage for stage in ROUTE if main.get(stage) == folders[row.title].get(stage)]
+    assert not set(main.values()) & set(base.values())
+    for row in ABLATIONS[1:]:
+        folders = row.folders(Path("m"))
+        common = [stage for stage in ROUTE if base.get(stage) == folders.get(stage)]
         if row.route == MAIN.route and row.neck == MAIN.neck:
             first = next(iter(row.changes), "memory")
             assert common == list(ROUTE)[: list(ROUTE).index(first)]
@@ -126,8 +129,9 @@ def test_a_student_goes_through_all_stages_and_is_measured(root: Path, monkeypat
     file = results.write_results(root, with_seeds=False, with_ablations=False)
     written = json.loads(file.read_text())
     assert list(written["stages"]) == list(ROUTE)
-    assert set(written["reported"]["student"]) == set(METRICS)
-    assert written["student"]["cost"]["image"] < written["teacher"]["cost"]["image"]
+    student = report.student_of(written)
+    assert set(student["scores"]) == set(METRICS)
+    assert student["cost"]["image"] < written["teacher"]["cost"]["image"]
 
 
 @pytest.mark.slow
@@ -143,6 +147,20 @@ def test_a_student_of_the_truth_alone_learns_all_that_it_has(root: Path):
         assert learned[name].abs().max() > 0, name
     trained = Family.load(alone.last(root)).set_trainable(FROM_NOTHING["training.trained_parts"])
     assert any(name.startswith("detector.text_encoder.") for name in trained)
+
+
+def test_ablations_take_as_many_steps_as_what_they_are_compared_with():
+    def steps(row: Student) -> int:
+        changed = {stage: change.flags for stage, change in row.changes.items()}
+        return sum(
+            int(changed.get(stage, {}).get("training.max_steps", row.steps(stage)))
+            for stage in row.route
+        )
+
+    assert 4 * steps(BASE) == steps(MAIN)
+    assert steps(ABLATIONS[1]) == steps(BASE)
+    for row in ABLATIONS:
+        assert steps(row) <= steps(BASE), row.title
 
 
 def test_a_stage_of_another_teacher_is_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .masks_rle import Rle, encode_window, point_inside, rle_box
 from .samples import ClipQuery, ClipSample, ImageSample, Instance, Masklet, Query
-from .synthetic_motion import choose_paths, place_at
+from .synthetic_motion import EVENTS, choose_paths, place_at
 from .synthetic_phrases import Meaning, choose_meanings, meets, to_words
 from .synthetic_shapes import SHAPES, Silhouette, Thing, background, paint, silhouette
 from .synthetic_world import World
@@ -132,6 +132,8 @@ class Clips(Dataset):
         ask: "phrases", or "anything" for one query without phrase for all things.
         spans: Least and greatest share of its motion that a clip shows, from anywhere in it: in a
             smaller one things move less from frame to frame.
+        events: What happens: in each clip one of these, of "leave", "cross", "hide" and "drift".
+            One that is named twice is twice as likely.
     """
 
     def __init__(
@@ -149,8 +151,11 @@ class Clips(Dataset):
         world: World | None = None,
         ask: str = "anything",
         spans: tuple[float, float] = (1.0, 1.0),
+        events: Sequence[str] = EVENTS,
     ):
         check_choice("split", split, SPLITS)
+        for event in events:
+            check_choice("events", event, EVENTS)
         check_choice("ask", ask, ("phrases", "anything"))
         if not 0 < spans[0] <= spans[1] <= 1:
             raise ValueError(f"spans={spans} must be two shares of a motion, the least first.")
@@ -159,7 +164,7 @@ class Clips(Dataset):
         self.least, self.most, self.world = least, most, world or World()
         self.num_frames, self.annotate_every = num_frames, annotate_every
         self.positives, self.negatives, self.ask = positives, negatives, ask
-        self.spans = spans
+        self.spans, self.events = spans, tuple(events)
 
     def __len__(self) -> int:
         return self.length
@@ -180,7 +185,7 @@ class Clips(Dataset):
         ground = background(generator, self.side)
         wanted = int(generator.integers(self.least, self.most + 1))
         things = [self.world.new_thing(generator) for _ in range(wanted)]
-        paths = choose_paths(things, self.world, generator)
+        paths = choose_paths(things, self.world, generator, self.events)
         masklets = [
             Masklet({}, source_id=number + 1, details={"motion": path.kind})
             for number, path in enumerate(paths)

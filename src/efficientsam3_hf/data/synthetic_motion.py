@@ -10,6 +10,9 @@ from .synthetic_world import World
 
 Place = tuple[float, float]
 
+# What can happen in a clip; in the last, nothing but that things drift.
+EVENTS = ("leave", "cross", "hide", "drift")
+
 
 @dataclass(frozen=True)
 class Path:
@@ -39,13 +42,23 @@ def place_at(path: Path, time: float) -> Thing:
 
 
 def choose_paths(
-    things: Sequence[Thing], world: World, generator: np.random.Generator
+    things: Sequence[Thing],
+    world: World,
+    generator: np.random.Generator,
+    events: Sequence[str] = EVENTS,
 ) -> list[Path]:
-    """A path for each thing, from back to front; most clips have a hard event for a tracker."""
+    """A path for each thing, from back to front; most events are hard for a tracker.
+
+    Args:
+        things: To move.
+        world: That they are of.
+        generator: Of random numbers.
+        events: One of them happens; one that is named twice is twice as likely.
+    """
     rest = list(things)
     back: list[Path] = []
     front: list[Path] = []
-    event = ("leave", "cross", "hide", "drift")[generator.integers(4)]
+    event = events[int(generator.integers(len(events)))]
     spins = generator.uniform(-1.2, 1.2, len(rest))
 
     if event == "leave":
