@@ -15,7 +15,6 @@ from conversion.folder import atomic_folder
 from efficientsam3_hf.distillation.cache_files import checksum, write_json
 from efficientsam3_hf.distillation.family import Family, new_student
 from efficientsam3_hf.distillation.launch import prepare
-from efficientsam3_hf.distillation.memory_terms import MEMORY_PARTS
 from efficientsam3_hf.distillation.memory_terms import TERMS as MEMORY_TERMS
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
 from efficientsam3_hf.distillation.stage3_concepts import MAP_TERMS, ConceptTrainer
@@ -146,8 +145,7 @@ FROM_NOTHING: dict[str, str | Sequence[str]] = {
     "training.freeze_norms": "false",
     "training.trained_parts": (
         *ConceptTrainer.trained_parts,
-        *("text", "tracker_neck"),
-        *MEMORY_PARTS,
+        *("text", "tracker"),
     ),
     "training.learning_rate": "1e-3",
 }

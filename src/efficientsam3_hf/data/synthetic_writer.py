@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from .coco import CocoImages, LvisImages, RoboflowImages, write_coco
 from .loading import Reader
 from .sa1b import Sa1b, write_sa1b
@@ -59,12 +61,13 @@ def write_synthetic(
     check_choice("split", split, ("train", "val", "test"))
     options |= {"split": split, "seed": seed, "side": side}
     options["ask"] = QUESTIONS.get(form, "anything")
+    numbers = tqdm(range(count), f"{split}, {form}", leave=False, disable=None)
     if form in IMAGE_FORMS:
         scenes = Scenes(count, **options)
-        return write_images(Path(folder), form, split, (scenes[index] for index in range(count)))
+        return write_images(Path(folder), form, split, (scenes[number] for number in numbers))
     every = 4 if form.startswith("sav_") else 1
     clips = Clips(count, num_frames=num_frames, annotate_every=every, **options)
-    return write_videos(Path(folder), form, split, (clips[index] for index in range(count)))
+    return write_videos(Path(folder), form, split, (clips[number] for number in numbers))
 
 
 def write_images(folder: Path, form: str, split: str, scenes: Iterator) -> Reader:
