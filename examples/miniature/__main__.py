@@ -19,7 +19,7 @@ from . import report, train_teacher, train_tracker
 from .datasets import write_world
 from .results import write_results
 from .state import export_state, load_run, minutes_of
-from .students import ABLATIONS, BASES, MAIN, SEEDS, train
+from .students import ABLATIONS, BASE, BASES, MAIN, SEEDS, train
 from .timekeeper import add_common_options
 
 # Of the time there is. Memory goes on from prompts, and long from memory, with longer pieces of
@@ -29,7 +29,7 @@ LAST = "long"
 
 CODECS = ("fp16", "int8")
 
-WHAT = ("teacher", "student", "seeds", "all")
+WHAT = ("teacher", "student", "seeds", "ablations", "all")
 
 
 def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
@@ -162,17 +162,18 @@ def main(arguments: list[str] | None = None) -> None:
     if options.only == "teacher":
         return
     write_world(folder / "data")
-    with_seeds, with_ablations = options.only in ("seeds", "all"), options.only == "all"
-    if with_ablations:
+    students = {
+        "student": [MAIN],
+        "seeds": SEEDS,
+        "ablations": [*BASES, *ABLATIONS],
+        "all": [*SEEDS, *BASES, *ABLATIONS],
+    }[options.only]
+    if BASE in students:
         write_caches(folder)
-    for student in (
-        *(SEEDS if with_seeds else [MAIN]),
-        *([*BASES, *ABLATIONS] if with_ablations else []),
-    ):
+    for student in students:
         train(student, folder, {"training.use_cpu": "true"} if options.cpu else {})
-    results = write_results(folder, with_seeds, with_ablations, options.cpu)
-    print(f"Numbers are in {results}.")
-    if with_ablations:
+    print(f"Numbers are in {write_results(folder, options.cpu)}.")
+    if options.only == "all":
         report.main([str(folder)])
     else:
         print(f"Texts with them are written by `python -m examples.miniature.report {folder}`.")

@@ -30,7 +30,7 @@ def draw_ablations(results: Mapping[str, Any], path: Path) -> None:
     metrics = ("cgF1", "J&F")
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.4 * len(entries) + 1.2), layout="constrained")
     for axes, metric in zip(panels, metrics, strict=True):
-        of_seeds = results["ablation_seeds"][metric]
+        of_seeds = [entry["scores"][metric][0] for entry in results["ablation_seeds"].values()]
         axes.axvspan(min(of_seeds), max(of_seeds), color="tab:blue", alpha=0.2)
         for row, entry in enumerate(entries.values()):
             number, low, high = entry["scores"][metric]

@@ -3,8 +3,8 @@
     python -m examples.miniature.report outputs/miniature
     python -m examples.miniature.report   # again, of what is in results.json
 
-What `python -m examples.miniature` measured in a folder goes into `results.json` beside this file;
-what it did not measure stays there as it was.
+What `python -m examples.miniature` measured in a folder goes into `results.json` beside this file.
+What it did not measure stays there if it is of the same teacher.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 from efficientsam3_hf.distillation.cache_files import write_json
 
 from .plots import draw_ablations, draw_stages
+from .students import ROUTE
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ PICTURES = ROOT / "docs" / "images"
 
 Results = Mapping[str, Any]
 NOTHING = "Nothing has been measured."
+GROUPS = ("stages", "seeds", "ablations", "ablation_seeds")  # of students
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Any]:
@@ -39,13 +41,13 @@ def table(results: Results) -> str:
     """Teacher and student, as Markdown.
 
     >>> teacher, student = ({"scores": {"cgF1": [each, 0.0, 99.0]}} for each in (80.0, 75.25))
-    >>> print(table({"teacher": teacher, "stages": {"joint": student}}))
+    >>> print(table({"teacher": teacher, "stages": dict.fromkeys(ROUTE, student)}))
     | | cgF1 |
     | --- | ---: |
     | teacher | 80.0 |
     | student | 75.2 |
     """
-    if "stages" not in results:
+    if not is_whole(results):
         return NOTHING
     metrics = list(results["teacher"]["scores"])
     entries = {"teacher": results["teacher"], "student": student_of(results)}
@@ -55,6 +57,11 @@ def table(results: Results) -> str:
     return markdown(["", *metrics], rows)
 
 
+def is_whole(results: Results) -> bool:
+    """Whether the student was measured after all stages."""
+    return list(results.get("stages", {})) == list(ROUTE)
+
+
 def student_of(results: Results) -> Results:
     """The student after all stages."""
     return list(results["stages"].values())[-1]
@@ -62,7 +69,7 @@ def student_of(results: Results) -> Results:
 
 def stages(results: Results) -> str:
     """Teacher, and student after each stage, each number with half its interval of 95 %."""
-    entries = {"teacher": results["teacher"], **results["stages"]} if "stages" in results else {}
+    entries = {"teacher": results["teacher"], **results["stages"]} if results.get("stages") else {}
     metrics = list(results["teacher"]["scores"]) if entries else []
     rows = [
         [name, shown(entry.get("minutes")), *(with_interval(entry, each) for each in metrics)]
@@ -73,7 +80,7 @@ def stages(results: Results) -> str:
 
 def aims(results: Results) -> str:
     """What was aimed at, and what was reached."""
-    if "stages" not in results:
+    if not is_whole(results):
         return NOTHING
     teacher, student = results["teacher"], student_of(results)
 
@@ -111,10 +118,10 @@ def aims(results: Results) -> str:
 
 def gain_rows(results: Results) -> list[list[Any]]:
     """What distillation gives, where seeds and ablations were measured."""
-    if "ablations" not in results:
+    if not (len(results.get("ablations", {})) > 1 and len(results.get("ablation_seeds", {})) > 1):
         return []
     name, alone = list(results["ablations"].items())[1]
-    of_seeds = results["ablation_seeds"]["cgF1"]
+    of_seeds = over_seeds(results["ablation_seeds"])["cgF1"]
     gain = fmean(of_seeds) - value(alone, "cgF1")
     row = f"after a short training, cgF1 above that of “{name}”"
     return [[row, f"> {stdev(of_seeds):.1f}", gain]]
@@ -127,13 +134,20 @@ def flops(entry: Results, phrases: int) -> float:
 
 def seeds(results: Results) -> str:
     """The student's numbers over seeds."""
-    found = {name: of for name, of in results.get("seeds", {}).items() if len(of) > 1}
+    found: Mapping[str, Results] = results.get("seeds", {})
+    if len(found) < 2:
+        return NOTHING
     rows = [
         [name, *(shown(each) for each in of), shown(fmean(of)), shown(stdev(of))]
-        for name, of in found.items()
+        for name, of in over_seeds(found).items()
     ]
-    count = max(map(len, found.values()), default=0)
-    return markdown(["", *(f"seed {n}" for n in range(count)), "mean", "deviation"], rows)
+    return markdown(["", *(f"seed {name}" for name in found), "mean", "deviation"], rows)
+
+
+def over_seeds(entries: Mapping[str, Results]) -> dict[str, list[float]]:
+    """Metric -> numbers of all seeds."""
+    metrics = next(iter(entries.values()))["scores"]
+    return {name: [value(entry, name) for entry in entries.values()] for name in metrics}
 
 
 def ablations(results: Results) -> str:
@@ -206,7 +220,23 @@ def publish(folder: Path) -> None:
             f"Nothing was measured in {folder}: it has no {RESULTS.name}, which "
             "`python -m examples.miniature` writes."
         )
-    write_json(RESULTS, {**read_results(RESULTS), **found})
+    write_json(RESULTS, joined(read_results(RESULTS), found))
+
+
+def joined(old: Results, new: Results) -> dict[str, Any]:
+    """New results, with those old ones of the same teacher that were not measured again.
+
+    >>> teacher = {"teacher": {"weights": "a"}}
+    >>> joined({**teacher, "seeds": {"0": 1, "1": 2}}, {**teacher, "seeds": {"1": 3}})["seeds"]
+    {'0': 1, '1': 3}
+    """
+    whole = {**new, **{name: of for name, of in old.items() if name == "shipped"}}
+    if old.get("teacher", {}).get("weights") != new["teacher"]["weights"]:
+        return whole
+    for name, of in old.items():
+        if name in GROUPS:
+            whole[name] = {**of, **new.get(name, {})}
+    return whole
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -220,9 +250,9 @@ def main(arguments: list[str] | None = None) -> None:
         path.write_text(with_tables(path, results), encoding="utf-8")
         print(f"{path} has the tables of {RESULTS.name}.")
     PICTURES.mkdir(exist_ok=True)
-    if "stages" in results:
+    if results.get("stages"):
         draw_stages(results, PICTURES / "miniature_stages.png")
-    if results.get("ablations"):
+    if len(results.get("ablation_seeds", {})) > 1:
         draw_ablations(results, PICTURES / "miniature_ablations.png")
 
 

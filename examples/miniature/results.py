@@ -1,7 +1,7 @@
 """All numbers of the miniature, in one file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from efficientsam3_hf.benchmarks.where import best_device, hardware
 from efficientsam3_hf.distillation.cache_files import write_json
 from efficientsam3_hf.distillation.checkpoints import last_checkpoint
 
-from .measure import METRICS, cost, measure
+from .measure import cost, measure
 from .report import RESULTS
 from .state import minutes_of
-from .students import ABLATIONS, BASES, MAIN, SEEDS, Student, digest, stage_minutes
+from .students import ABLATIONS, BASES, MAIN, SEEDS, Student, digest, is_done, stage_minutes
 
 SPLIT = "test"  # that nothing was trained on or chosen by
 
@@ -41,40 +41,38 @@ def scores_of(root: Path, folder: Path, device: str) -> dict[str, Any]:
     return known
 
 
-def gather(
-    root: Path, seeds: Sequence[Student], ablations: Sequence[Student], device: str
-) -> dict[str, Any]:
+def gather(root: Path, device: str) -> dict[str, Any]:
     """Measure everything that is there.
 
     Returns:
-        `teacher`; `stages`, the student after each; `seeds`, for each metric the numbers of all;
-        `ablations`, by title, and `ablation_seeds`, as `seeds`, of the first of these. Nothing of
-        seeds and ablations where there are none.
+        `teacher`; `stages`, the main student after each; `seeds` and `ablation_seeds`, by seed;
+        and `ablations`, by title.
     """
-    teacher = scores_of(root, root / "teacher", device)
-    stages = {
-        stage: {**scores_of(root, folder, device), "minutes": stage_minutes(folder)}
-        for stage, folder in MAIN.folders(root).items()
-    }
-    found = {
+
+    def measured(students: Iterable[tuple[str, Student]]) -> dict[str, Any]:
+        lasts = {name: student.last(root) for name, student in students}
+        return {
+            name: scores_of(root, folder, device)
+            for name, folder in lasts.items()
+            if is_done(folder)
+        }
+
+    folders = {stage: folder for stage, folder in MAIN.folders(root).items() if is_done(folder)}
+    return {
         "split": SPLIT,
         "machine": machine(device),
-        "teacher": {**teacher, "minutes": teacher_minutes(root)},
-        "stages": stages,
+        "teacher": {
+            **scores_of(root, root / "teacher", device),
+            "minutes": teacher_minutes(root),
+        },
+        "stages": {
+            stage: {**scores_of(root, folder, device), "minutes": stage_minutes(folder)}
+            for stage, folder in folders.items()
+        },
+        "seeds": measured((str(each.seed), each) for each in SEEDS),
+        "ablations": measured((each.title, each) for each in ABLATIONS),
+        "ablation_seeds": measured((str(each.seed), each) for each in BASES),
     }
-
-    def over(students: Sequence[Student]) -> dict[str, list[float]]:
-        scores = [scores_of(root, each.last(root), device)["scores"] for each in students]
-        return {name: [each[name][0] for each in scores] for name in METRICS}
-
-    if len(seeds) > 1:
-        found["seeds"] = over(seeds)
-    if ablations:
-        found["ablations"] = {
-            each.title: scores_of(root, each.last(root), device) for each in ablations
-        }
-        found["ablation_seeds"] = over(BASES)
-    return found
 
 
 def machine(device: str) -> dict[str, str]:
@@ -92,11 +90,8 @@ def teacher_minutes(root: Path) -> float | None:
     return sum(map(minutes_of, runs)) if all(map(last_checkpoint, runs)) else None
 
 
-def write_results(
-    root: Path, with_seeds: bool, with_ablations: bool, is_on_cpu: bool = False
-) -> Path:
+def write_results(root: Path, is_on_cpu: bool = False) -> Path:
     """Measure, and write `results.json` into the folder of the miniature."""
-    device = "cpu" if is_on_cpu else best_device()
-    found = gather(root, SEEDS if with_seeds else (), ABLATIONS if with_ablations else (), device)
+    found = gather(root, "cpu" if is_on_cpu else best_device())
     write_json(root / RESULTS.name, found)
     return root / RESULTS.name

@@ -224,7 +224,7 @@ def train(student: Student, root: Path, more: Flags) -> None:
     for stage, folder in student.folders(root).items():
         if stage == "memory" and student.memory != "perceiver":
             parent = with_memory(student, parent, teacher, root)
-        if (folder / DONE).is_file():
+        if is_done(folder):
             check_teacher(folder, weights)
         else:
             print(f"{student.title}, {stage}: {folder}", flush=True)
@@ -271,6 +271,11 @@ def with_memory(student: Student, parent: Path, teacher: Path, root: Path) -> Pa
 def digest(folder: Path) -> str:
     """What tells the weights in a folder from others."""
     return checksum(folder / WEIGHTS_FILE)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a stage was trained to its end."""
+    return (folder / DONE).is_file()
 
 
 def check_teacher(folder: Path, weights: str) -> None:

@@ -126,7 +126,7 @@ def test_a_student_goes_through_all_stages_and_is_measured(root: Path, monkeypat
     assert Family.load(dense.last(root)).tracker.config.memory == "dense"
 
     monkeypatch.setattr(results, "measure", lambda *args, **more: measure(*args, limit=1, draws=2))
-    file = results.write_results(root, with_seeds=False, with_ablations=False)
+    file = results.write_results(root)
     written = json.loads(file.read_text())
     assert list(written["stages"]) == list(ROUTE)
     student = report.student_of(written)
