@@ -60,7 +60,7 @@ common-tests: $(STAMP) ## Fetch the common tests of the installed transformers
 	@$(BIN)/python tests/fetch_common_tests.py
 
 FOLDER ?= outputs/miniature
-MINUTES ?= 240
+MINUTES ?= 150
 ONLY ?= all
 
 miniature: $(STAMP) ## Train the miniature, from where it stopped (FOLDER=..., MINUTES=..., ONLY=..., TRAINED=...)

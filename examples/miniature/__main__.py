@@ -1,6 +1,6 @@
 """The whole miniature: data, teacher, students through all stages, numbers. What is done is kept.
 
-python -m examples.miniature --folder outputs/miniature --minutes 240
+python -m examples.miniature --folder outputs/miniature --minutes 150
 python -m examples.miniature --only student   # without other seeds and ablations
 python -m examples.miniature --trained examples/miniature/weights   # with what is trained already
 """
@@ -24,7 +24,7 @@ from .timekeeper import add_common_options
 
 # Of the time there is. Memory goes on from prompts, and long from memory, with longer pieces of
 # clips; each counts in the minutes of those before it.
-SHARES = {"concepts": 0.55, "prompts": 0.2, "memory": 0.3, "long": 0.45}
+SHARES = {"concepts": 0.35, "prompts": 0.2, "memory": 0.25, "long": 0.65}
 LAST = "long"
 
 CODECS = ("fp16", "int8")
@@ -46,7 +46,7 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
             train_teacher.main,
             [
                 *("--batch", "16", "--warm-up", "12000", "--enough", "0.6"),
-                *("--naming", "1500"),
+                *("--naming", "1500", "--last", "0.45"),
             ],
         ),
         "prompts": (
@@ -60,14 +60,14 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
             train_tracker.main,
             [
                 *("--start", os.fspath(states["prompts"]), "--new-memory"),
-                *("--frames", "4", "--batch", "4", "--learning-rate", "5e-4"),
+                *("--frames", "4", "--batch", "4", "--learning-rate", "4e-4", "--last", "0"),
             ],
         ),
         "long": (
             train_tracker.main,
             [
                 *("--start", os.fspath(states["memory"]), "--frames", "8", "--batch", "2"),
-                *("--learning-rate", "3e-4", "--last", "0.13"),
+                *("--learning-rate", "3e-4", "--last", "0.4"),
             ],
         ),
     }
@@ -131,7 +131,7 @@ def read_options(arguments: list[str] | None) -> tuple[argparse.Namespace, list[
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/miniature"))
     parser.add_argument(
-        "--minutes", type=float, default=240.0, help="to train the teacher, in all (%(default)s)"
+        "--minutes", type=float, default=150.0, help="to train the teacher, in all (%(default)s)"
     )
     parser.add_argument(
         "--trained",

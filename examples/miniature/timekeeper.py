@@ -131,7 +131,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", type=float, default=1.0, help="greatest norm of gradients")
     parser.add_argument("--ema", type=float, default=0.998, help="of the averaged weights")
     parser.add_argument("--held-out", type=int, default=200, help="samples to score with")
-    parser.add_argument("--workers", type=int, default=1)
+    # An image is many small tensors, which take a worker longer to hand over than to draw.
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
