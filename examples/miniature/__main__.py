@@ -18,8 +18,9 @@ from efficientsam3_hf.distillation.cache_command import CacheArguments, run
 from . import report, train_teacher, train_tracker
 from .datasets import write_world
 from .results import write_results
+from .ship import write_half
 from .state import export_state, load_run, minutes_of
-from .students import ABLATIONS, BASE, BASES, MAIN, SEEDS, train
+from .students import ABLATIONS, BASE, BASES, DONE, MAIN, SEEDS, WEIGHTS_FILE, digest, train
 from .timekeeper import add_common_options
 
 # Of the time there is. Memory goes on from prompts, and long from memory, with longer pieces of
@@ -80,27 +81,29 @@ def make_teacher(folder: Path, minutes: float, more: list[str]) -> None:
             states[name].unlink(missing_ok=True)
         if not states[name].exists():
             export_state(folder / name, states[name])
-    with atomic_folder(folder / "teacher") as unfinished:
-        load_run(folder / LAST).save(unfinished)
+    write_half(load_run(folder / LAST), folder / "teacher")
 
 
 def take(trained: Path, folder: Path) -> None:
     """Copy what is trained already, and is not there yet.
 
     Args:
-        trained: Folder with `teacher`, and perhaps stages of students, as in that of the whole.
+        trained: Folder with `teacher`, and perhaps stages of `students`, as in that of the whole.
         folder: Of the whole.
     """
-    found = [path.parent.relative_to(trained) for path in trained.rglob("config.json")]
-    if Path("teacher") not in found:
+    if not (trained / "teacher" / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(f"{trained} has no folder `teacher` with a model.")
-    for place in sorted(found):
-        if (folder / place / "config.json").is_file():
-            continue
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        files = [path for path in (trained / place).iterdir() if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == "config.json"):  # which comes last
-            shutil.copyfile(path, folder / place / path.name)
+    teacher = folder / "teacher"
+    if teacher.is_dir() and digest(teacher) != digest(trained / "teacher"):
+        raise ValueError(f"{teacher} is another teacher than that of {trained}.")
+    stages = [path.parent for path in trained.glob(f"students/*/*/{DONE}")]
+    for source in (trained / "teacher", *sorted(stages)):
+        target = folder / source.relative_to(trained)
+        if not target.exists():
+            with atomic_folder(target) as unfinished:
+                for path in source.iterdir():
+                    if path.is_file():
+                        shutil.copy(path, unfinished)
 
 
 def write_caches(folder: Path) -> None:
@@ -152,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     teacher = folder / "teacher"
     if options.trained is not None:
         take(options.trained, folder)
-    if (teacher / "config.json").is_file():
+    if teacher.is_dir():
         print("There is a teacher, which is taken as it is. Another one goes into another folder.")
     else:
         threads = torch.get_num_threads()

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from efficientsam3_hf.data.phrases import write_phrases
 from efficientsam3_hf.data.synthetic_writer import write_synthetic
+from efficientsam3_hf.models.prompts import VISUAL_PHRASE
 
 from .world import EVENTS, MOST_MOVING, MOST_THINGS, SIDE, WORLD
 
@@ -36,7 +37,8 @@ def write_world(folder: str | os.PathLike, sizes: dict[str, tuple[int, int]] | N
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_phrases(phrases(), folder / "phrases.txt")
+    # What goes with exemplars alone is read by the student's own text tower, too.
+    write_phrases([VISUAL_PHRASE, *phrases()], folder / "phrases.txt")
     common: dict[str, Any] = {"side": SIDE, "world": WORLD}
     options: dict[str, dict[str, Any]] = {
         "images": {"most": MOST_THINGS},

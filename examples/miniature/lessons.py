@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from efficientsam3_hf import zoo
+from efficientsam3_hf.distillation.exemplars import without_words
 from efficientsam3_hf.distillation.family import Family
 from efficientsam3_hf.distillation.stage3_concepts import (
     ConceptTrainer,
     ConceptTrainingArguments,
 )
-from efficientsam3_hf.models.prompts import VISUAL_PHRASE
 
 from .timekeeper import PastMixin
 from .world import ATTRIBUTES, NUM_SHAPES
@@ -41,7 +40,8 @@ class LessonArguments(ConceptTrainingArguments):
         enough: Error of kinds, a running mean, at which that ends.
         naming: Steps after these in which it and the DETR encoder learn what phrases name.
         where_weight: Weight of both once the detector learns, in units of their weight before.
-        exemplars_every: Of so many steps of the detector, one is of exemplar boxes; 0 for none.
+        exemplars_every: Of so many steps of the detector, one is of exemplar boxes, in place of
+            `exemplar_share`; 0 for none.
     """
 
     warm_up: int = field(default=0, metadata={"help": "Most steps of the vision encoder alone."})
@@ -49,6 +49,8 @@ class LessonArguments(ConceptTrainingArguments):
     naming: int = field(default=0, metadata={"help": "Then, of the two encoders alone."})
     where_weight: float = field(default=1.0, metadata={"help": "Of what is where, afterwards."})
     exemplars_every: int = field(default=0, metadata={"help": "Steps from one with boxes on."})
+
+    exemplar_share: float = 0.0
 
 
 class LessonTrainer(PastMixin, ConceptTrainer):
@@ -67,8 +69,6 @@ class LessonTrainer(PastMixin, ConceptTrainer):
         self.lesson, self.began = 0, 0  # which of the three, and the step it began with
         self.unsure = 4.0  # the running error of kinds, at first more than that of guessing
         self.add_callback(Curriculum(self))
-        processor = zoo.processor(model.configuration)
-        self.visual_ids = processor(text=VISUAL_PHRASE)["input_ids"][0]
 
     def student_step(
         self, student: Family, inputs: Mapping[str, Any], targets: Any
@@ -119,12 +119,13 @@ class LessonTrainer(PastMixin, ConceptTrainer):
         labels = [inputs["labels"][row] for row in rows]
         phrases = [label["phrase"].split() for label in labels]
         says_all = torch.tensor([len(words) > 1 and words[-1] != "object" for words in phrases])
-        ids = inputs["input_ids"][rows].clone()
-        ids[says_all] = self.visual_ids.to(ids)
+        ids = inputs["input_ids"][rows]
+        tokens = ids, inputs["attention_mask"][rows]
+        ids, mask = without_words(tokens, ~says_all, self.visual)
         return {
             **inputs,
             "input_ids": ids,
-            "attention_mask": (ids != 0).to(inputs["attention_mask"]),
+            "attention_mask": mask,
             "input_boxes": torch.stack([label["boxes"][:1] for label in labels]).to(ids.device),
             "image_indices": inputs["image_indices"][rows],
             "labels": labels,

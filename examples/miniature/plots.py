@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from .students import ABLATIONS, BASE
+
 # What a reader follows through the stages.
 METRICS = ("cgF1", "box mIoU", "click mIoU", "J&F")
 
@@ -26,16 +28,17 @@ def draw_stages(results: Mapping[str, Any], path: Path) -> None:
 
 def draw_ablations(results: Mapping[str, Any], path: Path) -> None:
     """cgF1 and J&F of each row, with intervals, and between which the seeds of the first are."""
-    entries = results["ablations"]
+    known = results["ablations"]
+    entries = {each.title: known[each.title] for each in ABLATIONS if each.title in known}
     metrics = ("cgF1", "J&F")
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.4 * len(entries) + 1.2), layout="constrained")
     for axes, metric in zip(panels, metrics, strict=True):
         of_seeds = [entry["scores"][metric][0] for entry in results["ablation_seeds"].values()]
         axes.axvspan(min(of_seeds), max(of_seeds), color="tab:blue", alpha=0.2)
-        for row, entry in enumerate(entries.values()):
+        for row, (name, entry) in enumerate(entries.items()):
             number, low, high = entry["scores"][metric]
             axes.plot([low, high], [row, row], color="gray")
-            axes.plot(number, row, "o", color="tab:blue" if row == 0 else "tab:orange")
+            axes.plot(number, row, "o", color="tab:blue" if name == BASE.title else "tab:orange")
         names = list(entries) if metric == metrics[0] else ["" for _ in entries]
         axes.set_yticks(range(len(entries)), names)
         axes.invert_yaxis()

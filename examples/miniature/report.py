@@ -17,7 +17,7 @@ from typing import Any
 from efficientsam3_hf.distillation.cache_files import write_json
 
 from .plots import draw_ablations, draw_stages
-from .students import ROUTE
+from .students import ABLATIONS, NO_DISTILLATION, ROUTE
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).parents[2]
@@ -118,12 +118,12 @@ def aims(results: Results) -> str:
 
 def gain_rows(results: Results) -> list[list[Any]]:
     """What distillation gives, where seeds and ablations were measured."""
-    if not (len(results.get("ablations", {})) > 1 and len(results.get("ablation_seeds", {})) > 1):
+    alone = results.get("ablations", {}).get(NO_DISTILLATION)
+    if alone is None or len(results["ablation_seeds"]) < 2:
         return []
-    name, alone = list(results["ablations"].items())[1]
     of_seeds = over_seeds(results["ablation_seeds"])["cgF1"]
     gain = fmean(of_seeds) - value(alone, "cgF1")
-    row = f"after a short training, cgF1 above that of “{name}”"
+    row = f"after a short training, cgF1 above that of “{NO_DISTILLATION}”"
     return [[row, f"> {stdev(of_seeds):.1f}", gain]]
 
 
@@ -152,7 +152,8 @@ def over_seeds(entries: Mapping[str, Results]) -> dict[str, list[float]]:
 
 def ablations(results: Results) -> str:
     """Students of a short training, with all of it and without a part."""
-    entries = results.get("ablations", {})
+    known = results.get("ablations", {})
+    entries = {each.title: known[each.title] for each in ABLATIONS if each.title in known}
     metrics = list(results["teacher"]["scores"]) if entries else []
     rows = [
         [name, *(with_interval(entry, each) for each in metrics)] for name, entry in entries.items()
@@ -233,9 +234,11 @@ def joined(old: Results, new: Results) -> dict[str, Any]:
     whole = {**new, **{name: of for name, of in old.items() if name == "shipped"}}
     if old.get("teacher", {}).get("weights") != new["teacher"]["weights"]:
         return whole
-    for name, of in old.items():
-        if name in GROUPS:
-            whole[name] = {**of, **new.get(name, {})}
+    whole["teacher"] = {**old["teacher"], **new["teacher"]}
+    if new["teacher"].get("minutes") is None:  # it was given
+        whole["teacher"]["minutes"] = old["teacher"].get("minutes")
+    for name in GROUPS:
+        whole[name] = {**old.get(name, {}), **new.get(name, {})}
     return whole
 
 

@@ -36,7 +36,12 @@ def scores_of(root: Path, folder: Path, device: str) -> dict[str, Any]:
         if known["weights"] == weights:
             return known
     scores = measure(folder, root / "data", SPLIT, place, device=device)
-    known = {"weights": weights, "scores": scores, "cost": cost(folder)}
+    known = {
+        "weights": weights,
+        "scores": scores,
+        "cost": cost(folder),
+        "machine": machine(device),
+    }
     write_json(file, known)
     return known
 
@@ -60,7 +65,6 @@ def gather(root: Path, device: str) -> dict[str, Any]:
     folders = {stage: folder for stage, folder in MAIN.folders(root).items() if is_done(folder)}
     return {
         "split": SPLIT,
-        "machine": machine(device),
         "teacher": {
             **scores_of(root, root / "teacher", device),
             "minutes": teacher_minutes(root),

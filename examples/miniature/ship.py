@@ -25,9 +25,9 @@ from efficientsam3_hf.distillation.family import Family
 
 from .datasets import write_world
 from .measure import METRICS, measure
-from .report import RESULTS, read_results, table
+from .report import RESULTS, is_whole, read_results, student_of, table
 from .state import load_run
-from .students import MAIN, WEIGHTS_FILE, digest
+from .students import MAIN, WEIGHTS_FILE, digest, is_done
 from .world import MOST_THINGS, SIDE, WORLD
 
 TEACHER = Path(__file__).parent / "weights" / "teacher"
@@ -53,7 +53,10 @@ def ship(source: Path, target: Path, results: Path = RESULTS) -> Path:
         target: Folder to write; what is there goes.
         results: File of the record.
     """
-    student = load_video(MAIN.last(source) if (source / "students").is_dir() else source)
+    if (source / "students").is_dir():
+        source = MAIN.last(source)
+        check_published(source, read_results(results))
+    student = load_video(source)
     with atomic_folder(target, overwrite=True) as folder:
         write_model(student, folder)
         whole = score(folder, "val")
@@ -65,6 +68,19 @@ def ship(source: Path, target: Path, results: Path = RESULTS) -> Path:
         record["shipped"] = {"sha256": digest(folder), "scores": score(folder, "test")}
     write_json(results, record)
     return target
+
+
+def check_published(student: Path, results: dict[str, Any]) -> None:
+    """Raise if the results are not those of the student after its last stage."""
+    if not is_done(student):
+        raise ValueError(
+            f"{student} was not trained to its end: run `python -m examples.miniature`."
+        )
+    if not is_whole(results) or student_of(results)["weights"] != digest(student):
+        raise ValueError(
+            f"{RESULTS.name} is about another student, and the card shows its numbers: run "
+            "`python -m examples.miniature.report FOLDER` first."
+        )
 
 
 def check_losses(before: dict[str, float], after: dict[str, float]) -> None:
@@ -81,8 +97,13 @@ def ship_teacher(source: Path, target: Path = TEACHER) -> Path:
         source: Its folder.
         target: Folder to write; what is there goes.
     """
+    return write_half(load_video(source), target)
+
+
+def write_half(family: Family, target: Path) -> Path:
+    """Write a model in half precision; what is there goes."""
     with atomic_folder(target, overwrite=True) as folder:
-        write_model(load_video(source), folder)
+        write_model(family, folder)
         halve(folder)
     return target
 

@@ -18,6 +18,7 @@ from efficientsam3_hf.distillation.launch import prepare
 from efficientsam3_hf.distillation.memory_terms import TERMS as MEMORY_TERMS
 from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
 from efficientsam3_hf.distillation.stage3_concepts import MAP_TERMS, ConceptTrainer
+from efficientsam3_hf.hub.model_card import write_model_card
 
 from .student import student_config, write_student
 
@@ -151,11 +152,12 @@ FROM_NOTHING: dict[str, str | Sequence[str]] = {
 }
 POSITIVES = {"data.negatives": "0"}
 
+NO_DISTILLATION = "no distillation: the truth alone, as many steps as all stages"
 ABLATIONS = (
     BASE,
     replace(
         BASE,
-        title="no distillation: the truth alone, as many steps as all stages",
+        title=NO_DISTILLATION,
         route=("joint",),
         changes={
             "joint": Change(
@@ -265,6 +267,7 @@ def with_memory(student: Student, parent: Path, teacher: Path, root: Path) -> Pa
         family.take(Family.load(parent).state_dict(), strict=False)
         with atomic_folder(folder) as unfinished:
             family.save(unfinished)
+            write_model_card(unfinished, folder.name)
     return folder
 
 

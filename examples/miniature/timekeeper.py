@@ -71,8 +71,7 @@ class Timekeeper(TrainerCallback):
         passed = (time.monotonic() - self.saved) / 60
         now = self.trainer.minutes + passed
         is_over = now >= self.minutes
-        share = share_of_rate(now, self.minutes, self.last)
-        set_rate(kwargs["lr_scheduler"], share * args.learning_rate)
+        set_rate(kwargs["lr_scheduler"], share_of_rate(now, self.minutes, self.last))
         if is_over or state.global_step >= state.max_steps or passed >= self.every:
             self.trainer.minutes += passed
             control.should_save = True
@@ -104,10 +103,10 @@ def share_of_rate(now: float, minutes: float, last: float) -> float:
     return max(LEAST_RATE, min(1.0, left))
 
 
-def set_rate(scheduler: Any, learning_rate: float) -> None:
-    """Go on at another learning rate, from the next step on."""
+def set_rate(scheduler: Any, share: float) -> None:
+    """Go on at a share of the learning rates, from the step after the next one on."""
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's holds torch's
-    scheduler.base_lrs = [learning_rate for _ in scheduler.base_lrs]
+    scheduler.base_lrs = [share * each["initial_lr"] for each in scheduler.optimizer.param_groups]
 
 
 def rounded(value: Any) -> Any:

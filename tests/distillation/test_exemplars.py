@@ -8,6 +8,7 @@ from distillation.prompt_worlds import make_trainer
 from distillation.worlds import concept_trainer
 
 from efficientsam3_hf.distillation.exemplars import visual_tokens, with_exemplars
+from efficientsam3_hf.distillation.prompt_losses import CONCEPT_TERMS
 from efficientsam3_hf.distillation.stage3_concepts import ConceptTrainer
 from efficientsam3_hf.models.prompts import PADDING_LABEL, VISUAL_PHRASE
 from efficientsam3_hf.tokenizer import build_tokenizer
@@ -79,8 +80,9 @@ def test_what_is_asked_of_an_image_does_not_depend_on_its_batch(tmp_path):
         first = rows.stop
         length = single["input_ids"].shape[1]
         assert torch.equal(together["input_ids"][rows, :length], single["input_ids"])
-        if "input_boxes" in single:
-            assert torch.equal(together["input_boxes"][rows], single["input_boxes"])
+        assert torch.equal(together["input_boxes_labels"][rows], single["input_boxes_labels"])
+        assert torch.equal(together["input_boxes"][rows], single["input_boxes"])
+    assert {1, PADDING_LABEL} == set(together["input_boxes_labels"].flatten().tolist())
 
 
 def test_no_share_changes_nothing(tmp_path):
@@ -88,7 +90,37 @@ def test_no_share_changes_nothing(tmp_path):
     batch = batch_of(trainer)
 
     assert trainer.ask(batch) is batch
-    assert asked(trainer, batch, share=0) is batch
+
+
+def test_every_batch_has_boxes_where_some_have(tmp_path):
+    """Where weights are shared out, processes must not part ways."""
+    trainer = concept_trainer(tmp_path, exemplar_share=0.25)
+    batch = batch_of(trainer)
+    nothing = {"pixel_values": batch["pixel_values"], "labels": []}
+
+    prompts = asked(trainer, batch, share=0)
+    blank = trainer.teacher_step(nothing).asked
+
+    assert prompts.keys() == trainer.teacher_step(batch).asked.keys()
+    assert prompts["labels"] == batch["labels"]
+    for each in (prompts, blank):
+        assert each["input_boxes_labels"].eq(PADDING_LABEL).all()
+        assert each["input_boxes"].shape[1:] == (1, 4)
+    assert not trainer.count(nothing)["prompts"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss_weights": dict.fromkeys(CONCEPT_TERMS, 0.0)}])
+def test_without_a_teachers_answers_all_keep_their_words(tmp_path, fields: dict[str, Any]):
+    trainer = concept_trainer(tmp_path, exemplar_share=1, exemplar_alone=1, **fields)
+    if not fields:
+        trainer.teacher = None
+    batch = batch_of(trainer)
+
+    prompts = trainer.ask(batch)
+
+    assert torch.equal(prompts["input_ids"], batch["input_ids"])
+    assert prompts["input_boxes_labels"].eq(1).any()
+    assert prompts["labels"] == batch["labels"]
 
 
 def test_evaluation_asks_for_phrases(tmp_path):

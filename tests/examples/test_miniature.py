@@ -292,22 +292,28 @@ def test_stages_that_are_done_are_kept(tmp_path: Path, monkeypatch, capsys):
 
 def test_what_is_trained_already_is_taken(tmp_path: Path, monkeypatch):
     given, root = tmp_path / "given", tmp_path / "root"
-    for place in ("teacher", "students/lateral-0/image"):
+    done, unfinished = "students/lateral-0/image", "students/lateral-0/image.text"
+    checkpoint = f"{done}/checkpoint-5"
+    for place in ("teacher", done, unfinished, checkpoint):
         (given / place).mkdir(parents=True)
-        (given / place / "config.json").write_text(place)
-        (given / place / "model.safetensors").write_text("weights")
-    (given / "README.md").write_text("not of a model")
+        for name in ("config.json", "model.safetensors"):
+            (given / place / name).write_text(place)
+    (given / done / "done.json").write_text("{}")
     monkeypatch.setattr(everything, "make_teacher", None)
     options = ["--folder", str(root), "--trained", str(given), "--only", "teacher"]
 
     everything.main(options)
-    (root / "teacher" / "config.json").write_text("changed")
+    (root / done / "config.json").write_text("changed")
     everything.main(options)
 
-    assert (root / "teacher" / "config.json").read_text() == "changed"
-    assert (root / "students/lateral-0/image/config.json").read_text() == "students/lateral-0/image"
-    assert (root / "teacher" / "model.safetensors").read_text() == "weights"
-    assert not (root / "README.md").exists()
+    assert (root / "teacher" / "model.safetensors").read_text() == "teacher"
+    assert (root / done / "config.json").read_text() == "changed"
+    assert (root / done / "done.json").is_file()
+    assert not (root / unfinished).exists()
+    assert not (root / checkpoint).exists()
+    (given / "teacher" / "model.safetensors").write_text("another")
+    with pytest.raises(ValueError, match="another teacher"):
+        everything.main(options)
     shutil.rmtree(given / "teacher")
     with pytest.raises(FileNotFoundError, match="no folder `teacher`"):
         everything.main(options)

@@ -18,7 +18,7 @@ from examples import demo
 from examples.miniature import media, plots, report, ship
 from examples.miniature.measure import METRICS
 from examples.miniature.state import load_run
-from examples.miniature.students import ROUTE
+from examples.miniature.students import BASE, NO_DISTILLATION, ROUTE
 from examples.miniature.teacher import new_teacher, with_tracker
 
 
@@ -174,16 +174,19 @@ def test_scores_are_those_of_the_weights(student):
 
 def test_what_was_measured_is_published_and_the_rest_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results.json")
-    old = {"teacher": {"weights": "a"}, "seeds": {"0": 1, "1": 2}, "shipped": 1, "stages": {}}
+    old = {"teacher": {"weights": "a"}, "seeds": {"0": 1, "1": 2}, "shipped": 1}
+    old["teacher"]["minutes"] = 5.0
     report.RESULTS.write_text(json.dumps(old))
     folder = tmp_path / "miniature"
     folder.mkdir()
-    new = {"teacher": {"weights": "a"}, "seeds": {"1": 3, "2": 4}, "ablations": {"x": 5}}
+    empty = {"stages": {}, "ablation_seeds": {}}
+    new = {"teacher": {"weights": "a", "minutes": None}, "ablations": {"x": 5}, **empty}
+    new["seeds"] = {"1": 3, "2": 4}
     (folder / "results.json").write_text(json.dumps(new))
 
     report.publish(folder)
 
-    both = {**new, "seeds": {"0": 1, "1": 3, "2": 4}, "shipped": 1, "stages": {}}
+    both = {**new, "seeds": {"0": 1, "1": 3, "2": 4}, "shipped": 1, "teacher": old["teacher"]}
     assert json.loads(report.RESULTS.read_text()) == both
     new["teacher"]["weights"] = "b"  # of which nothing else was measured yet
     (folder / "results.json").write_text(json.dumps(new))
@@ -204,7 +207,7 @@ def test_tables_and_plots_say_what_was_measured(tmp_path):
         "teacher": entry(80.0, 200),
         "stages": stages,
         "seeds": {str(seed): entry(74.0 - seed) for seed in range(3)},
-        "ablations": {"nothing left out": entry(60.0, 20), "no stage 1": entry(40.0, 20)},
+        "ablations": {BASE.title: entry(60.0), NO_DISTILLATION: entry(40.0), "old": entry(1.0)},
         "ablation_seeds": {str(seed): entry(60.0 + 2 * seed) for seed in range(3)},
     }
 
@@ -213,9 +216,11 @@ def test_tables_and_plots_say_what_was_measured(tmp_path):
     assert "| student after all stages, share of the teacher's cgF1 | ≥ 95 | 92.5 |" in aims
     assert "| FLOPs of trunk and necks, share of the teacher's | ≤ 20 | 10.0 |" in aims
     assert "| FLOPs with four phrases, share of the teacher's | | 25.0 |" in aims
-    assert "cgF1 above that of “no stage 1” | > 2.0 | 22.0 |" in aims
+    assert f"cgF1 above that of “{NO_DISTILLATION}” | > 2.0 | 22.0 |" in aims
     assert "| cgF1 | 74.0 | 73.0 | 72.0 | 73.0 | 1.0 |" in report.seeds(results)
-    assert "| no stage 1 | 40.0 ± 3.0 |" in report.ablations(results)
+    rows = report.ablations(results)
+    assert rows.index(f"| {BASE.title} | 60.0 ± 3.0 |") < rows.index(f"| {NO_DISTILLATION} | 40.0")
+    assert "old" not in rows
     plots.draw_stages(results, tmp_path / "stages.png")
     plots.draw_ablations(results, tmp_path / "ablations.png")
     for path in tmp_path.iterdir():

@@ -154,6 +154,8 @@ class Clips(Dataset):
         events: Sequence[str] = EVENTS,
     ):
         check_choice("split", split, SPLITS)
+        if not events:
+            raise ValueError("events must name at least one thing that happens.")
         for event in events:
             check_choice("events", event, EVENTS)
         check_choice("ask", ask, ("phrases", "anything"))

@@ -17,6 +17,13 @@ OF_INSTANCES = ("masks", "boxes", "points", "is_crowd")  # in a label
 Tokens = tuple[Tensor, Tensor]  # ids and mask (phrases, length)
 
 
+def check_shares(**shares: float) -> None:
+    """Raise for what is no share."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} must be a share, from 0 to 1.")
+
+
 def visual_tokens(config: EfficientSam3Config) -> Tokens:
     """Tokens (1, length) of the phrase that goes with exemplars alone."""
     tokenizer = build_tokenizer(config.text_config.max_position_embeddings, config.words)
@@ -46,6 +53,7 @@ def with_exemplars(
 ) -> Mapping[str, Any]:
     """A batch where some phrases have one of their instances as exemplar, some of these no words.
 
+    All prompts have a box, of which most say nothing: every process asks its heads for the same.
     What else looks like an exemplar, labels do not say: of those without words, the exemplar itself
     is all that is known.
 
@@ -70,8 +78,6 @@ def with_exemplars(
         exemplar_alone=alone,
     )
     concepts = concepts[concepts.label.argsort()]
-    if not (concepts.instance >= 0).any():
-        return inputs
     device = inputs["input_ids"].device
     tokens = inputs["input_ids"], inputs["attention_mask"]
     ids, mask = without_words(tokens, concepts.has_words, visual)

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..data.loading import Samples
 from ..data.phrases import write_phrases
+from ..models.prompts import VISUAL_PHRASE
 from .cache_files import INDEX, alone_in, write_json
 from .cache_writer import CacheOptions, CacheWriter
 from .data_settings import DataSettings, load_samples
@@ -165,7 +166,8 @@ class FolderJob(FolderFacts):
             labels = (self.labels.labelled(name) for name in self.parts[part])
             summary[part] = write_part([each for each in labels if each], self.part(part))
         write_json(self.work / "labels" / SUMMARY, summary)
-        write_phrases(self.all_phrases, self.work / "labels" / "phrases.json")
+        # What goes with exemplars alone is read by the student's text tower, too.
+        write_phrases([VISUAL_PHRASE, *self.all_phrases], self.work / "labels" / "phrases.json")
 
     def samples(self, part: str) -> Samples | None:
         """Pictures of a part with their labels; None if there are none."""

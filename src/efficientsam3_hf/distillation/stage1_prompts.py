@@ -16,7 +16,7 @@ from transformers.models.sam3.modeling_sam3 import (
 
 from ..models.object_memory import FrameFeatures
 from .arguments import option
-from .exemplars import Tokens, visual_tokens, without_words
+from .exemplars import Tokens, check_shares, visual_tokens, without_words
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import (
@@ -119,6 +119,11 @@ class PromptDistillationArguments(ImageDistillationArguments):
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be more than 0.")
+        check_shares(
+            box_share=self.box_share,
+            exemplar_share=self.exemplar_share,
+            exemplar_alone=self.exemplar_alone,
+        )
 
 
 @dataclass

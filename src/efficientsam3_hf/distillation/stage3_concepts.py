@@ -18,12 +18,12 @@ from transformers.models.sam3.modeling_sam3 import (
 from ..evaluation import concept, units
 from ..hub.results import TrainingRecord
 from ..models.objective_config import ObjectiveConfig
-from ..models.prompts import VISUAL_PHRASE
+from ..models.prompts import PADDING_LABEL, VISUAL_PHRASE
 from ..tokenizer import build_tokenizer
 from .arguments import DistillationArguments, option
 from .calibration import Calibration, calibrate
 from .concept_scores import detections_of, draw_concepts, truths_of
-from .exemplars import visual_tokens, with_exemplars
+from .exemplars import check_shares, visual_tokens, with_exemplars
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
@@ -83,6 +83,7 @@ class ConceptTrainingArguments(DistillationArguments):
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be more than 0.")
+        check_shares(exemplar_share=self.exemplar_share, exemplar_alone=self.exemplar_alone)
 
 
 @dataclass
@@ -90,10 +91,12 @@ class ConceptLesson:
     """What the teacher makes of a batch.
 
     Args:
+        asked: The batch with the exemplars of this step, and at least one prompt.
         maps: For the terms of maps, by target.
         found: What its detector answers; None if no term asks for it.
     """
 
+    asked: Mapping[str, Any]
     maps: dict[str, list[Tensor]] = field(default_factory=dict)
     found: Sam3ImageSegmentationOutput | None = None
 
@@ -151,13 +154,26 @@ class ConceptTrainer(DistillationTrainer):
 
     # What is asked, and what the teacher says.
 
+    @property
+    def asks_by_exemplars(self) -> bool:
+        """Whether there are any in this step: in evaluation, phrases are asked alone."""
+        return self.args.exemplar_share > 0 and not self.is_evaluating
+
     def ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A batch with the exemplars of this step; in evaluation, phrases are asked alone."""
-        if self.is_evaluating or not self.args.exemplar_share or "input_ids" not in inputs:
+        """A batch with the exemplars of this step, where it has prompts.
+
+        What an exemplar without words means, only a teacher can say; without one, all keep theirs.
+        """
+        if not self.asks_by_exemplars or "input_ids" not in inputs:
             return inputs
-        shares = self.args.exemplar_share, self.args.exemplar_alone
+        has_answers = self.teacher is not None and self.wanted(CONCEPT_TERMS)
         return with_exemplars(
-            inputs, self.visual, *shares, seed=self.args.seed, step=self.state.global_step
+            inputs,
+            self.visual,
+            self.args.exemplar_share,
+            self.args.exemplar_alone if has_answers else 0.0,
+            seed=self.args.seed,
+            step=self.state.global_step,
         )
 
     def count(self, inputs: Mapping[str, Any]) -> dict[str, int | Tensor]:
@@ -171,18 +187,21 @@ class ConceptTrainer(DistillationTrainer):
 
     def teacher_step(self, inputs: Mapping[str, Any]) -> ConceptLesson:
         """The teacher's maps and its answers to the same prompts."""
-        return ConceptLesson() if self.teacher is None else self.teacher(self.teach, inputs)
+        lesson = ConceptLesson(at_least_one(self.ask(inputs), self.asks_by_exemplars))
+        return lesson if self.teacher is None else self.teacher(self.teach, inputs, lesson)
 
-    def teach(self, teacher: Family, inputs: Mapping[str, Any]) -> ConceptLesson:
+    def teach(
+        self, teacher: Family, inputs: Mapping[str, Any], lesson: ConceptLesson
+    ) -> ConceptLesson:
         """The same, computed on the models themselves."""
         tokens = self.cached(inputs)
         if tokens is None:
             seen = teacher.see(inputs.get("teacher_pixel_values", inputs["pixel_values"]))
         else:
             seen = teacher.see_again(tokens["trunk"])
-        lesson = ConceptLesson(seen_maps(teacher, seen, self.args.targets))
+        lesson.maps = seen_maps(teacher, seen, self.args.targets)
         if self.wanted(CONCEPT_TERMS):
-            asked = at_least_one(self.ask(inputs))
+            asked = lesson.asked
             phrases = [label["phrase"] for label in asked["labels"]]
             tokens = self.tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
             lesson.found = teacher.detector(
@@ -204,7 +223,7 @@ class ConceptTrainer(DistillationTrainer):
         """The objective's terms, those of the teacher's answers, and those of its maps."""
         seen = student.see(inputs["pixel_values"])
         self.balancer.shared = shared_maps(seen)
-        asked = at_least_one(self.ask(inputs))
+        asked = targets.asked
         own: Any = student.detector(
             vision_embeds=seen,
             input_ids=asked["input_ids"],
@@ -382,10 +401,14 @@ def masks_valid(inputs: Mapping[str, Any], answers: Sam3ImageSegmentationOutput)
     return places if places is None or images is None else places[images]
 
 
-def at_least_one(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def at_least_one(inputs: Mapping[str, Any], with_box: bool = False) -> Mapping[str, Any]:
     """A batch with prompts; if it has none, with one of which nothing is known.
 
     Every process asks equally often: where weights are sharded, all gather them, or none can.
+
+    Args:
+        inputs: The batch.
+        with_box: Whether those of others have boxes.
     """
     if "input_ids" in inputs:
         return inputs
@@ -401,8 +424,13 @@ def at_least_one(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         "is_exhaustive": False,
         "phrase": VISUAL_PHRASE,
     }
+    box = {
+        "input_boxes": torch.full((1, 1, 4), 0.5, device=ids.device),
+        "input_boxes_labels": torch.full((1, 1), PADDING_LABEL, device=ids.device),
+    }
     return {
         **inputs,
+        **(box if with_box else {}),
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "image_indices": torch.zeros_like(ids[0, :1]),

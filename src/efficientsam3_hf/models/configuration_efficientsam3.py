@@ -278,7 +278,8 @@ class EfficientSam3Config(CompositeConfig, SelfContainedConfigMixin, PreTrainedC
             `tracker_config` with SAM 3's own memory.
         always_encode_geometry: Run the geometry encoder for every prompt, so that a phrase alone
             carries its CLS token, as in Meta's code and in all training. False reproduces
-            transformers' `Sam3Model`, which runs it only where there are boxes.
+            transformers' `Sam3Model`, which runs it only where there are boxes; other than there,
+            a phrase without boxes stays without the token beside prompts that have some.
         has_point_branch: Whether the geometry encoder takes exemplar points. transformers' SAM 3
             lacks the weights for them, and so does a checkpoint completed from it.
         score_temperature: By which the logits of scores are divided, and
