@@ -2,15 +2,17 @@
 
     python -m examples.miniature.ship outputs/miniature
     python -m examples.miniature.ship outputs/miniature/teacher --teacher
+    python -m examples.miniature.ship outputs/miniature --stages
 
 Writes weights in half precision, configuration, processor, tokenizer and card, and into
 `results.json`, as `shipped`, what the student scores on the first scenes and clips of the test
-split. A test measures that again. The teacher goes beside this file, for those who want to distil
-and not to train it.
+split. A test measures that again. The teacher, and the student after each stage, go beside this
+file, for those who want to go on from there.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,10 +29,10 @@ from .datasets import write_world
 from .measure import METRICS, measure
 from .report import RESULTS, is_whole, read_results, student_of, table
 from .state import load_run
-from .students import MAIN, WEIGHTS_FILE, digest, is_done
+from .students import DONE, MAIN, WEIGHTS_FILE, digest, is_done
 from .world import MOST_THINGS, SIDE, WORLD
 
-TEACHER = Path(__file__).parent / "weights" / "teacher"
+WEIGHTS = Path(__file__).parent / "weights"
 MOST_BYTES = 8_000_000
 KEPT = (
     *(WEIGHTS_FILE, "config.json", "processor_config.json"),
@@ -90,7 +92,22 @@ def check_losses(before: dict[str, float], after: dict[str, float]) -> None:
         raise ValueError(f"Half precision costs too much: {after} in place of {before}.")
 
 
-def ship_teacher(source: Path, target: Path = TEACHER) -> Path:
+def ship_stages(root: Path, target: Path = WEIGHTS) -> list[Path]:
+    """Write the main student as it is after each stage that is done, in half precision.
+
+    Args:
+        root: Folder of a miniature.
+        target: Folder to write to; students of the same names go.
+    """
+    written = []
+    for folder in filter(is_done, MAIN.folders(root).values()):
+        place = write_half(load_video(folder), target / folder.relative_to(root))
+        shutil.copy(folder / DONE, place)
+        written.append(place)
+    return written
+
+
+def ship_teacher(source: Path, target: Path = WEIGHTS / "teacher") -> Path:
     """Write a teacher in half precision.
 
     Args:
@@ -187,11 +204,16 @@ def score(folder: Path, split: str, sizes: tuple[int, int] = (SCENES, CLIPS)) ->
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the miniature, or of one model")
-    parser.add_argument("--teacher", action="store_true", help="it is the teacher")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--teacher", action="store_true", help="it is the teacher")
+    what.add_argument("--stages", action="store_true", help="its student after each stage")
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
     if options.teacher:
         print(ship_teacher(options.folder))
+        return
+    if options.stages:
+        print(*ship_stages(options.folder), sep="\n")
         return
     folder = ship(options.folder, zoo.embedded())
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from examples import demo
 from examples.miniature import media, plots, report, ship
 from examples.miniature.measure import METRICS
 from examples.miniature.state import load_run
-from examples.miniature.students import BASE, NO_DISTILLATION, ROUTE
+from examples.miniature.students import BASE, MAIN, NO_DISTILLATION, ROUTE
 from examples.miniature.teacher import new_teacher, with_tracker
 
 
@@ -147,6 +148,20 @@ def test_a_teacher_is_written_in_half_precision(student, tmp_path):
     before, after = Family.load(student).state_dict(), Family.load(folder).state_dict()
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-3, rtol=1e-3)
+
+
+def test_stages_are_written_for_those_who_go_on_from_there(student, tmp_path):
+    root = tmp_path / "root"
+    image, text, *_ = MAIN.folders(root).values()
+    for folder in (image, text):
+        shutil.copytree(student, folder)
+    (image / "done.json").write_text('{"teacher": "x", "minutes": 1.0}')
+
+    (written,) = ship.ship_stages(root, tmp_path / "weights")  # the other is not done
+
+    assert written.relative_to(tmp_path / "weights") == image.relative_to(root)
+    assert {path.name for path in written.iterdir()} == {*ship.KEPT, "done.json"}
+    assert (written / "done.json").read_text() == (image / "done.json").read_text()
 
 
 def test_averaged_weights_are_what_is_shipped(student, tmp_path):
