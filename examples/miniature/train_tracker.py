@@ -125,7 +125,7 @@ def build_trainer(options: argparse.Namespace) -> TrackerTrainer:
         **common_arguments(options),
         trained_parts=["tracker"] if is_still else [*memory_parts(family), *HEADS],
         max_objects=3,
-        prompt_shares=[0.5, 0.5, 0.0] if is_still else [0.25, 0.25, 0.5],
+        prompt_shares=[0.5, 0.5, 0.0] if is_still else [0.4, 0.4, 0.2],
         corrections=0 if is_still else 1,
         forcing_share=0.0,
     )
