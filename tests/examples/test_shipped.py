@@ -150,6 +150,15 @@ def test_a_teacher_is_written_in_half_precision(student, tmp_path):
         torch.testing.assert_close(after[name], weight, atol=1e-3, rtol=1e-3)
 
 
+def test_the_teacher_that_comes_with_the_repository_stays_the_same_when_written_again(tmp_path):
+    """So stages and results of it are of the teacher wherever it was copied to."""
+    teacher = ship.WEIGHTS / "teacher"
+
+    written = ship.write_half(ship.load_video(teacher), tmp_path / "teacher")
+
+    assert ship.digest(written) == ship.digest(teacher)
+
+
 def test_stages_are_written_for_those_who_go_on_from_there(student, tmp_path):
     root = tmp_path / "root"
     image, text, *_ = MAIN.folders(root).values()
