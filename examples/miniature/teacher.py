@@ -227,10 +227,7 @@ def whiten_patches(model: EfficientSam3Model, num_scenes: int = 100) -> None:
     And let the layers of the ViT begin with small steps away from them.
     """
     backbone = model.vision_encoder.backbone
-    pictures = scenes(num_scenes, "train")
-    images = torch.stack([torch.from_numpy(pictures[i].image) for i in range(num_scenes)])
-    pixels = images.movedim(-1, 1) / 127.5 - 1
-    patches = F.unfold(pixels, PATCH, stride=PATCH).movedim(1, -1).flatten(0, 1)
+    patches = F.unfold(some_pixels(num_scenes), PATCH, stride=PATCH).movedim(1, -1).flatten(0, 1)
     variances, components = torch.linalg.eigh(patches.T.double().cov())
     variances, components = variances[-VIT_WIDTH:], components[:, -VIT_WIDTH:]
     filters = (components / (variances + 1e-3).sqrt()).T
@@ -269,9 +266,7 @@ def fit_memory(family: Family, num_scenes: int = 100) -> None:
         family: Whose tracker answers boxes and clicks, and remembers nothing yet.
         num_scenes: To measure with.
     """
-    pictures = scenes(num_scenes, "train")
-    images = torch.stack([torch.from_numpy(pictures[i].image) for i in range(num_scenes)])
-    pixels = (images.movedim(-1, 1) / 127.5 - 1).to(family.detector.device)
+    pixels = some_pixels(num_scenes).to(family.detector.device)
     coarse = family.tracker_features(family.see(pixels)).coarse
     size = float(coarse.square().mean().sqrt())
     encoder, attention = family.tracker.memory_encoder, family.tracker.memory_attention
@@ -280,6 +275,13 @@ def fit_memory(family: Family, num_scenes: int = 100) -> None:
         for last in (layer.self_attn.o_proj, layer.cross_attn_image.o_proj, layer.linear2):
             last.weight.mul_(size)
     attention.layer_norm.weight.fill_(size)
+
+
+def some_pixels(count: int) -> Tensor:
+    """Scenes (count, 3, height, width) as the model takes them, in [-1, 1]."""
+    drawn = scenes(count, "train")
+    images = torch.stack([torch.from_numpy(drawn[number].image) for number in range(count)])
+    return images.movedim(-1, 1) / 127.5 - 1
 
 
 def waves(places: Tensor, width: int, most: float = 3.0) -> Tensor:
