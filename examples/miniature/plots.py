@@ -28,8 +28,7 @@ def draw_stages(results: Mapping[str, Any], path: Path) -> None:
 
 def draw_ablations(results: Mapping[str, Any], path: Path) -> None:
     """cgF1 and J&F of each row, with intervals, and between which the seeds of the first are."""
-    known = results["ablations"]
-    entries = {each.title: known[each.title] for each in ABLATIONS if each.title in known}
+    entries = ablation_rows(results)
     metrics = ("cgF1", "J&F")
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.4 * len(entries) + 1.2), layout="constrained")
     for axes, metric in zip(panels, metrics, strict=True):
@@ -46,6 +45,12 @@ def draw_ablations(results: Mapping[str, Any], path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def ablation_rows(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of ablations, in their order."""
+    known = results.get("ablations", {})
+    return {each.title: known[each.title] for each in ABLATIONS if each.title in known}
 
 
 def finish(figure: Any, axes: Any, path: Path) -> None:

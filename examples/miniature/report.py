@@ -16,8 +16,8 @@ from typing import Any
 
 from efficientsam3_hf.distillation.cache_files import write_json
 
-from .plots import draw_ablations, draw_stages
-from .students import ABLATIONS, NO_DISTILLATION, ROUTE
+from .plots import ablation_rows, draw_ablations, draw_stages
+from .students import NO_DISTILLATION, ROUTE
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).parents[2]
@@ -152,8 +152,7 @@ def over_seeds(entries: Mapping[str, Results]) -> dict[str, list[float]]:
 
 def ablations(results: Results) -> str:
     """Students of a short training, with all of it and without a part."""
-    known = results.get("ablations", {})
-    entries = {each.title: known[each.title] for each in ABLATIONS if each.title in known}
+    entries = ablation_rows(results)
     metrics = list(results["teacher"]["scores"]) if entries else []
     rows = [
         [name, *(with_interval(entry, each) for each in metrics)] for name, entry in entries.items()

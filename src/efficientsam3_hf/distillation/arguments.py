@@ -183,3 +183,10 @@ def check_known(name: str, known: Sequence[str], what: str) -> None:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(known))}."
     raise ValueError(f"{name!r} is no {what}.{hint}")
+
+
+def check_shares(**shares: float) -> None:
+    """Raise for what is no share."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} must be a share, from 0 to 1.")

@@ -17,13 +17,6 @@ OF_INSTANCES = ("masks", "boxes", "points", "is_crowd")  # in a label
 Tokens = tuple[Tensor, Tensor]  # ids and mask (phrases, length)
 
 
-def check_shares(**shares: float) -> None:
-    """Raise for what is no share."""
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name}={share} must be a share, from 0 to 1.")
-
-
 def visual_tokens(config: EfficientSam3Config) -> Tokens:
     """Tokens (1, length) of the phrase that goes with exemplars alone."""
     tokenizer = build_tokenizer(config.text_config.max_position_embeddings, config.words)

@@ -15,8 +15,8 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from ..models.object_memory import FrameFeatures
-from .arguments import option
-from .exemplars import Tokens, check_shares, visual_tokens, without_words
+from .arguments import check_shares, option
+from .exemplars import Tokens, visual_tokens, without_words
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import (

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.object_memory import FrameFeatures
-from .arguments import DistillationArguments
+from .arguments import DistillationArguments, check_shares
 from .clip_prompts import KINDS, MOST_CORRECTIONS
 from .family import Family
 from .memory_terms import MemoryTerms, check_video, memory_parts
@@ -60,8 +60,7 @@ class MemoryDistillationArguments(DistillationArguments):
             raise ValueError(f"prompt_shares={shares} must be three numbers, none below 0.")
         if not 0 <= self.corrections <= MOST_CORRECTIONS:
             raise ValueError(f"corrections={self.corrections} is from 0 to {MOST_CORRECTIONS}.")
-        if not 0 <= self.forcing_share <= 1:
-            raise ValueError(f"forcing_share={self.forcing_share} is from 0 to 1.")
+        check_shares(forcing_share=self.forcing_share)
         if self.max_objects < 1 or (self.gradient_frames is not None and self.gradient_frames < 1):
             raise ValueError("max_objects and gradient_frames are 1 or more.")
 

@@ -20,10 +20,10 @@ from ..hub.results import TrainingRecord
 from ..models.objective_config import ObjectiveConfig
 from ..models.prompts import PADDING_LABEL, VISUAL_PHRASE
 from ..tokenizer import build_tokenizer
-from .arguments import DistillationArguments, option
+from .arguments import DistillationArguments, check_shares, option
 from .calibration import Calibration, calibrate
 from .concept_scores import detections_of, draw_concepts, truths_of
-from .exemplars import check_shares, visual_tokens, with_exemplars
+from .exemplars import visual_tokens, with_exemplars
 from .family import Family
 from .feature_losses import valid_places
 from .prompt_losses import CONCEPT_TERMS, concept_losses, pair_answers
